@@ -1,0 +1,99 @@
+"""From a record and an image's files to the virtual hardware the engine is asked for. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from corral.agent.ports import BootFiles
+from corral.engine.protocol import Card, Drive, HostForward, KernelBoot, Machine
+from corral.errors import Bug
+from corral.model import Vm
+from corral.model.vm import Port
+
+
+def hostname_of(vm: Vm) -> str:
+    return vm.spec.hostname or vm.meta.name
+
+
+def has_ssh(files: BootFiles) -> bool:
+    """Somebody can log in: Corral can put its key there, through its agent or through cloud-init."""
+    return files.agent or bool(files.default_user)
+
+
+def wants_root(files: BootFiles) -> bool:
+    """The VM gets a disk of its own (one that boots an installer CD gets an empty one)."""
+    return files.disk is not None
+
+
+def wants_seed(files: BootFiles) -> bool:
+    """Images with a disk of their own read user data, host name and keys from a cloud-init seed."""
+    return files.disk is not None and files.boot != "cdrom"
+
+
+def machine_of(vm: Vm, files: BootFiles, *, root: Path | None, seed: Path | None, ports: Iterable[Port]) -> Machine:
+    """The machine of a VM. ``ports`` are the ones written into its status."""
+    if files.boot == "kernel" and files.kernel is None:
+        raise Bug(f"image {files.digest} boots a kernel and has none")
+    firmware = files.firmware if vm.spec.firmware == "auto" else vm.spec.firmware
+    return Machine(
+        id=vm.meta.id,
+        name=vm.meta.name,
+        epoch=vm.status.epoch,
+        arch=files.arch,
+        cpus=vm.spec.cpu.count,
+        cpu_model=vm.spec.cpu.model,
+        memory=vm.spec.memory.size,
+        firmware="uefi" if firmware == "uefi" else "bios",
+        kernel=_kernel(vm, files),
+        drives=_drives(files, root, seed),
+        cards=_cards(vm, tuple(ports)),
+    )
+
+
+def _kernel(vm: Vm, files: BootFiles) -> KernelBoot | None:
+    if files.boot != "kernel" or files.kernel is None:
+        return None
+    # For systemd, and (as a variable of init's) for the micro image. A name is checked to be a DNS label before it gets
+    # here, so that nothing else can come in this way.
+    cmdline = f"{files.cmdline} systemd.hostname={hostname_of(vm)} hostname={hostname_of(vm)}".strip()
+    return KernelBoot(kernel=files.kernel, initrd=files.initrd, cmdline=cmdline)
+
+
+def _drives(files: BootFiles, root: Path | None, seed: Path | None) -> tuple[Drive, ...]:
+    drives = []
+    installer = files.boot == "cdrom"
+    if root is not None:
+        drives.append(
+            Drive(
+                name="root", path=root, format="qcow2", backing=None if installer else files.disk,
+                backing_format="raw" if files.disk_format == "raw" else "qcow2", bootable=files.boot != "kernel",
+            )
+        )  # fmt: skip
+    if installer and files.disk is not None:
+        # After the root disk: an installed system boots from it, an empty one falls through to the installer.
+        drives.append(Drive(name="cd", path=files.disk, format="raw", readonly=True, cdrom=True, bootable=True))
+    if seed is not None:
+        drives.append(Drive(name="seed", path=seed, format="raw", readonly=True))
+    return tuple(drives)
+
+
+def _cards(vm: Vm, ports: tuple[Port, ...]) -> tuple[Card, ...]:
+    """Each forward belongs to the first card that publishes its guest port; SSH's to the first card of all."""
+    cards = []
+    left = list(ports)
+    for number, nic in enumerate(vm.spec.nics):
+        asked = {(f.protocol, f.address, f.guest) for f in nic.publish}
+        mine = [
+            p
+            for p in left
+            if (p.purpose == "ssh" and number == 0)
+            or (p.purpose == "publish" and (p.protocol, p.address, p.guest) in asked)
+        ]
+        left = [p for p in left if p not in mine]
+        forwards = tuple(
+            HostForward(protocol="udp" if p.protocol == "udp" else "tcp", address=p.address, host=p.host, guest=p.guest)
+            for p in mine
+        )
+        cards.append(Card(name=f"net{number}", mac=nic.mac, hostname=hostname_of(vm), forwards=forwards))
+    return tuple(cards)

@@ -1,0 +1,74 @@
+"""What the agent knows: the records as the watch has shown them, and what it remembers of each machine here.
+
+Everything in it can be rebuilt from the store and the host; nothing in it is the only copy of anything.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from corral.model import Image, Phase, Resource, Vm
+
+GRAVES = 10_000
+"""Removed ids remembered, so that a late watch event cannot bring a record back. Ids are never used twice."""
+
+
+@dataclass(slots=True)
+class Memory:
+    """Remembered of one machine, on the agent's monotonic clock. Lost with the agent, and not missed much."""
+
+    asked: float | None = None
+    """First asked to power off, in this boot."""
+    repeated: float | None = None
+    heard: bool = False
+    """Its agent took the request."""
+    complained: bool = False
+    running: float | None = None
+    ending: float | None = None
+    stalled: float | None = None
+    measured: Phase | None = None
+    """Phase in which its volume was last measured."""
+
+
+class Picture:
+    """The records of VMs and images by id, and the memory of machines."""
+
+    def __init__(self) -> None:
+        self.vms: dict[str, Vm] = {}
+        self.images: dict[str, Image] = {}
+        self.memory: dict[str, Memory] = {}
+        self.alive: set[str] = set()
+        """VMs that have a process here, as last seen."""
+        self._graves: OrderedDict[str, None] = OrderedDict()
+
+    def put(self, obj: Resource) -> bool:
+        """Take in a record; False when a newer one is known already."""
+        if obj.meta.id in self._graves:
+            return False
+        if isinstance(obj, Vm):
+            known: Resource | None = self.vms.get(obj.meta.id)
+        else:
+            known = self.images.get(obj.meta.id)
+        if known is not None and known.meta.revision >= obj.meta.revision:
+            return False
+        if isinstance(obj, Vm):
+            self.vms[obj.meta.id] = obj
+        elif isinstance(obj, Image):
+            self.images[obj.meta.id] = obj
+        return True
+
+    def bury(self, id: str) -> None:
+        """A record is gone for good."""
+        self.vms.pop(id, None)
+        self.images.pop(id, None)
+        self._graves[id] = None
+        if len(self._graves) > GRAVES:
+            self._graves.popitem(last=False)
+
+    def of(self, vm_id: str) -> Memory:
+        return self.memory.setdefault(vm_id, Memory())
+
+    def using(self, image_id: str) -> list[str]:
+        """Ids of the VMs made from an image."""
+        return [vm.meta.id for vm in self.vms.values() if vm.spec.image_id == image_id]

@@ -1,0 +1,82 @@
+"""Writes what is seen into a VM's record: only what changed, only what is the agent's, and an event for each turn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from corral.agent.events import EventLog
+from corral.agent.picture import Picture
+from corral.errors import NotFound, Unavailable, Unknown
+from corral.model import Phase, Power, Vm
+from corral.store.objects import Objects
+
+TURNS: dict[Phase, tuple[str, str]] = {
+    Phase.RUNNING: ("Running", "info"),
+    Phase.PAUSED: ("Paused", "info"),
+    Phase.STOPPED: ("Stopped", "info"),
+    Phase.UNRESPONSIVE: ("Unresponsive", "warning"),
+    Phase.ERROR: ("Failed", "error"),
+    Phase.UNKNOWN: ("Quarantined", "error"),
+}
+"""Phases whose beginning is an event: its reason and severity."""
+
+
+class NotRecorded(Unavailable):
+    """The store did not take it, or its answer was lost. Nothing is wrong with the VM: look again, decide anew."""
+
+
+class VmRecords:
+    """The records of this host's VMs, written by compare-and-swap."""
+
+    def __init__(self, objects: Objects, picture: Picture, events: EventLog) -> None:
+        self._objects, self._picture, self._events = objects, picture, events
+
+    async def write(self, vm: Vm, *, power: Power | None = None, **status: Any) -> Vm:
+        """Set fields of the status, decided from ``vm``; returns the record as it now is.
+
+        Nothing is written when nothing changes, or when the VM was meanwhile given to another host or epoch.
+        ``power`` changes the wish itself (a guest that powered off stays off), unless it was changed meanwhile.
+        Raises NotFound when the record is gone, NotRecorded when the store cannot be reached.
+        """
+
+        def mutate(current: Vm) -> Vm | None:
+            if (current.status.host, current.status.epoch) != (vm.status.host, vm.status.epoch):
+                return None
+            seen = dict(status)
+            changed = current
+            if power is not None and current.meta.generation == vm.meta.generation and current.spec.power is not power:
+                generation = current.meta.generation + 1
+                changed = msgspec.structs.replace(
+                    current,
+                    meta=msgspec.structs.replace(current.meta, generation=generation),
+                    spec=msgspec.structs.replace(current.spec, power=power),
+                )
+                seen["observed"] = generation
+            return msgspec.structs.replace(changed, status=msgspec.structs.replace(changed.status, **seen))
+
+        if power is None and msgspec.structs.replace(vm.status, **status) == vm.status:
+            return vm
+        before = vm.status.phase
+        try:
+            written = await self._objects.change(Vm, vm.meta.id, mutate)
+        except NotFound:
+            self._picture.bury(vm.meta.id)
+            raise
+        except (Unavailable, Unknown) as error:
+            raise NotRecorded(error.message, hint=error.hint) from error
+        self._picture.put(written)
+        self._tell(before, written)
+        return written
+
+    def _tell(self, before: Phase, vm: Vm) -> None:
+        now = vm.status.phase
+        if now is Phase.PENDING and before is not now and vm.status.retry_at is not None:
+            self._events.emit(vm, "Exited", vm.status.reason, "warning")  # unasked; it will be started again
+        if now is before or now not in TURNS:
+            return
+        reason, severity = TURNS[now]
+        if now is Phase.RUNNING and before is Phase.UNRESPONSIVE:
+            reason = "Recovered"
+        self._events.emit(vm, reason, vm.status.reason, severity)

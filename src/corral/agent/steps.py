@@ -1,0 +1,254 @@
+"""Does one thing to one VM: idempotent, with a fault point after each part, so that a kill anywhere resumes by itself.
+
+What to do is decided in :mod:`corral.agent.reconcile`. The order inside :meth:`Steps.start` is what makes it safe:
+ports and the count of boots are durable before a process exists, so whatever is found afterwards can be judged.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from corral.agent import forwards
+from corral.agent.guests import Guests
+from corral.agent.machine import has_ssh, hostname_of, machine_of, wants_root, wants_seed
+from corral.agent.picture import Memory, Picture
+from corral.agent.ports import BootFiles, Joined
+from corral.agent.progress import TaskBook
+from corral.agent.reconcile import Decision, Seen
+from corral.agent.records import VmRecords
+from corral.engine.protocol import Engine, State
+from corral.errors import CorralError, NotFound, Refused, to_problem
+from corral.guest.protocol import Identity
+from corral.model import Phase, Power, Vm, Volume
+from corral.runtime import Runtime
+from corral.scheduler.restart import POISON, Follow, after_end
+from corral.storage.seed import Seed
+from corral.store.objects import Objects, Remove
+from corral.units import format_duration
+
+OFF_FIELDS: dict[str, Any] = {"pid": None, "started_at": None, "addresses": (), "guest": ""}
+"""What the status says of a VM that has no process."""
+
+PORT_ROUNDS = 3
+REMOVE_ROUNDS = 10
+
+
+class Steps:
+    """The things that can be done. ``ssh_key``: Corral's own public key, put into every guest."""
+
+    def __init__(
+        self, engine: Engine, joined: Joined, objects: Objects, rt: Runtime,
+        *, guests: Guests, book: TaskBook, records: VmRecords, picture: Picture, ssh_key: str,
+    ) -> None:  # fmt: skip
+        self._engine, self._joined, self._objects, self._rt = engine, joined, objects, rt
+        self._guests, self._book, self._records, self._picture = guests, book, records, picture
+        self._ssh_key = ssh_key
+
+    async def start(self, vm: Vm, files: BootFiles) -> None:
+        """Volume, seed, ports, record, process. Its CPUs do not run yet."""
+        id = vm.meta.id
+        root = seed = None
+        if wants_root(files):
+            self._book.step(id, "volume")
+            root = await self._joined.disks.ensure_root(id, files, vm.spec.disk.size, new=vm.status.boots == 0)
+        await self._rt.faults.at("create.volume")
+        if wants_seed(files):
+            self._book.step(id, "seed")
+            seed = await self._joined.disks.ensure_seed(id, self._seed(vm, files))
+        await self._rt.faults.at("create.seed")
+        self._book.step(id, "start")
+        for last in range(PORT_ROUNDS, 0, -1):
+            vm = await self._allot(vm, files)
+            await self._rt.faults.at("create.ports")
+            try:
+                await self._engine.create(machine_of(vm, files, root=root, seed=seed, ports=vm.status.ports))
+                break
+            except Refused as error:
+                # Somebody was faster at a port between our look and QEMU's bind: look again, choose anew.
+                if error.field != "ports" or last == 1:
+                    raise
+        await self._rt.faults.at("create.spawned")
+
+    async def _allot(self, vm: Vm, files: BootFiles) -> Vm:
+        taken = forwards.taken_by(self._picture.vms.values(), vm.meta.id)
+        ports = forwards.allot(vm, taken, self._joined.ports, self._rt.random, ssh=has_ssh(files))
+        details = {key: value for key, value in vm.status.details.items() if key != "problem"}
+        return await self._records.write(
+            vm, phase=Phase.STARTING, reason="", ports=ports, boots=vm.spec.boots, resets=vm.spec.resets,
+            retry_at=None, observed=vm.meta.generation, details=details,
+        )  # fmt: skip
+
+    def _keys(self, vm: Vm) -> tuple[str, ...]:
+        return (*vm.spec.ssh_keys, *((self._ssh_key,) if self._ssh_key else ()))
+
+    def _seed(self, vm: Vm, files: BootFiles) -> Seed:
+        return Seed(
+            instance_id=vm.meta.id, hostname=hostname_of(vm), user_data=vm.spec.user_data,
+            ssh_keys=self._keys(vm), default_user=files.default_user,
+        )  # fmt: skip
+
+    def identity(self, vm_id: str) -> Identity:
+        """Who a guest is to be after a boot, as of now."""
+        now, entropy = self._rt.clock.now(), self._rt.random.token(32)
+        vm = self._picture.vms.get(vm_id)
+        if vm is None:
+            return Identity(time=now, seed=entropy)
+        keys = "".join(f"{key.strip()}\n" for key in self._keys(vm)).encode()
+        return Identity(time=now, seed=entropy, hostname=hostname_of(vm), authorized_keys=keys or None)
+
+    async def join(self, vm: Vm, state: State, files: BootFiles | None) -> None:
+        """Listen to the serial line and to the guest of a process that is there, whether new or found."""
+        id = vm.meta.id
+        await self._joined.consoles.attach(id, self._engine.channels(id).serial)
+        booting = state is State.CREATED or vm.status.phase in (Phase.PENDING, Phase.STARTING)
+        self._guests.ensure(
+            id, expected=files is not None and files.agent, booting=booting,
+            held=state is State.PAUSED, identity=lambda: self.identity(id),
+        )  # fmt: skip
+        if state is State.RUNNING:
+            # The answer to a resume may have been lost: what is seen counts, not what we remember having done.
+            self._guests.resumed(id)
+
+    async def resume(self, vm: Vm, state: State) -> None:
+        id = vm.meta.id
+        if state is State.CREATED:
+            self._book.step(id, "boot")
+        await self._engine.resume(id)
+        self._picture.of(id).running = self._rt.clock.monotonic()
+        self._guests.resumed(id)
+        await self._rt.faults.at("start.resumed")
+
+    async def pause(self, vm: Vm) -> None:
+        self._guests.hold(vm.meta.id)
+        await self._engine.pause(vm.meta.id)
+
+    async def reset(self, vm: Vm) -> None:
+        await self._engine.reset(vm.meta.id)
+        self._guests.rebooted(vm.meta.id)
+        self._picture.of(vm.meta.id).running = self._rt.clock.monotonic()
+        await self._records.write(vm, resets=vm.spec.resets)
+
+    async def ask(self, vm: Vm) -> None:
+        """Ask the guest to power off: through its agent, else with the power button (a second time: with both)."""
+        id = vm.meta.id
+        memory, now = self._picture.of(id), self._rt.clock.monotonic()
+        again = memory.asked is not None
+        memory.asked, memory.repeated = memory.asked or now, now
+        self._book.step(id, "stop", "the guest is asked to power off")
+        try:
+            await self._guests.guest(id).shutdown()
+            memory.heard = True
+        except CorralError as error:
+            self._book.step(id, "stop", f"by the power button ({error.message})")
+        if again or not memory.heard:
+            await self._engine.powerdown(id)
+        await self._rt.faults.at("stop.asked")
+
+    async def kill(self, vm: Vm) -> None:
+        id = vm.meta.id
+        self._book.step(id, "power off")
+        self._picture.of(id).asked = self._rt.clock.monotonic()
+        await self._guests.drop(id)
+        await self._engine.kill(id)
+        await self._rt.faults.at("stop.killed" if vm.meta.deleted is None else "delete.killed")
+
+    async def forget(self, vm: Vm) -> Vm:
+        """Remove the trace of a process that ended; what is remembered of this boot goes with it."""
+        id = vm.meta.id
+        await self._leave(id)
+        await self._engine.remove(id)
+        self._picture.memory[id] = Memory()
+        return vm
+
+    async def _leave(self, id: str) -> None:
+        await self._guests.drop(id)
+        await self._joined.consoles.detach(id)
+
+    async def teardown(self, vm: Vm) -> None:
+        """Everything the VM owned, the record last: whatever is left after a kill is found again through it."""
+        id = vm.meta.id
+        self._book.step(id, "delete")
+        await self._leave(id)
+        await self._engine.remove(id)
+        await self._rt.faults.at("delete.removed")
+        await self._joined.disks.remove(id)
+        await self._rt.faults.at("delete.volume")
+        for last in range(REMOVE_ROUNDS, 0, -1):
+            try:
+                current = await self._objects.get(Vm, id)
+                volumes = [v for v in (await self._objects.list(Volume)).items if v.spec.vm == id]
+                await self._book.finish_with(id, Remove(current), [Remove(volume) for volume in volumes])
+                break
+            except NotFound:
+                break
+            except Refused as error:
+                if error.code != "stale" or last == 1:
+                    raise
+        self._picture.bury(id)
+        self._picture.memory.pop(id, None)
+        await self._rt.faults.at("delete.recorded")
+
+    async def measure(self, vm: Vm) -> None:
+        """Write down that the VM's root volume is there, and what it takes. Once a phase: it grows all the time."""
+        memory = self._picture.of(vm.meta.id)
+        if memory.measured is vm.status.phase:
+            return
+        memory.measured = vm.status.phase
+        try:
+            volume = await self._objects.find(Volume, f"{vm.meta.name}-root", vm.meta.project)
+        except NotFound:
+            return
+        if volume.spec.vm != vm.meta.id:
+            return
+        used = await self._joined.disks.used(vm.meta.id)
+
+        def mutate(current: Volume) -> Volume:
+            status = msgspec.structs.replace(current.status, phase="ready", reason="", host=vm.status.host, used=used)
+            return msgspec.structs.replace(current, status=status)
+
+        try:
+            await self._objects.change(Volume, volume.meta.id, mutate)
+        except NotFound:
+            return  # deleted meanwhile
+
+    async def end(self, vm: Vm, seen: Seen, decision: Decision) -> Vm:
+        """It ended unasked. Written down before its trace is removed, so that it is counted once and never lost."""
+        clean = seen.state is State.SHUTDOWN or (seen.exit is not None and seen.exit.reason == "guest-shutdown")
+        return await self._follow(vm, decision.reason, clean=clean, ran_s=self._ran(vm, seen))
+
+    async def failed(self, vm: Vm, error: CorralError) -> Vm:
+        """It could not be started: given up at once where repeating cannot help, else by the restart policy."""
+        details = {**vm.status.details, "problem": to_problem(error)}
+        if isinstance(error, Refused):
+            reason = error.message + (f" ({error.hint})" if error.hint else "")
+            return await self._records.write(
+                vm, phase=Phase.ERROR, reason=reason, details=details, observed=vm.meta.generation, **OFF_FIELDS
+            )
+        return await self._follow(vm, error.message, clean=False, ran_s=None, details=details)
+
+    async def _follow(self, vm: Vm, why: str, *, clean: bool, ran_s: float | None, **also: Any) -> Vm:
+        outcome = after_end(vm.spec.restart, clean=clean, failures=vm.status.failures, ran_s=ran_s)
+        fields: dict[str, Any] = {**OFF_FIELDS, "failures": outcome.failures, "observed": vm.meta.generation, **also}
+        if outcome.follow is Follow.STOPPED:
+            fields |= {"phase": Phase.STOPPED, "reason": why, "retry_at": None}
+            written = await self._records.write(vm, power=Power.STOPPED, **fields)
+            await self._book.fail(vm.meta.id, CorralError(why), but=("stop", "delete"))
+            return written
+        if outcome.follow is Follow.ERROR:
+            often = f"; {POISON} failures in a row, start it to try again" if outcome.failures >= POISON else ""
+            fields |= {"phase": Phase.ERROR, "reason": why + often, "retry_at": None}
+            return await self._records.write(vm, **fields)
+        fields |= {
+            "phase": Phase.PENDING,
+            "reason": f"{why}; starts again {format_duration(outcome.delay_s)} after that",
+            "retry_at": self._rt.clock.now() + outcome.delay_s,
+        }
+        return await self._records.write(vm, **fields)
+
+    def _ran(self, vm: Vm, seen: Seen) -> float | None:
+        if seen.running_s is not None:
+            return seen.running_s
+        # Adopted: only the record knows. A wall clock that jumped makes this wrong by the jump, once.
+        return None if vm.status.started_at is None else max(0.0, self._rt.clock.now() - vm.status.started_at)

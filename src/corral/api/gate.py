@@ -1,0 +1,105 @@
+"""What stands before every request: who may ask (Host, Origin), how many at once, and the headers of every answer.
+
+Plain ASGI, so that it costs microseconds and sees errors of the framework too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+
+from corral.api.problems import MEDIA, body_of
+from corral.errors import CorralError, Refused, Unavailable
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+MAX_WAITING = 1000
+"""Requests whose answer has not begun. Beyond that the answer is 503 at once: waiting longer would help nobody."""
+MAX_STREAMS = 1000
+"""Answers being sent: watches, logs that are followed, downloads."""
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+
+
+class Gate:
+    """Wraps the application. ``hosts``: names that a TCP client may call us by (DNS rebinding would use another)."""
+
+    def __init__(self, app: App, *, hosts: Iterable[str] = LOOPBACK) -> None:
+        self._app = app
+        self._hosts = frozenset(hosts)
+        self._waiting = 0
+        self._streams = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        refusal = self._refusal(scope)
+        if scope["type"] == "websocket":
+            if refusal is None:
+                await self._app(scope, receive, send)
+            else:
+                await receive()
+                await send({"type": "websocket.close", "code": 1008, "reason": refusal.message[:100]})
+            return
+        if refusal is None and (self._waiting >= MAX_WAITING or self._streams >= MAX_STREAMS):
+            refusal = Unavailable("the daemon has too much to do", hint="try again in a moment")
+        if refusal is not None:
+            await _refuse(refusal, send)
+            return
+        await self._serve(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+        self._waiting += 1
+
+        async def sending(message: MutableMapping[str, Any]) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                self._waiting -= 1
+                self._streams += 1
+                message["headers"] = [*message.get("headers", ()), *HEADERS]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        finally:
+            if begun:
+                self._streams -= 1
+            else:
+                self._waiting -= 1
+
+    def _refusal(self, scope: Scope) -> CorralError | None:
+        """Why a request over TCP is not for us. Of a unix socket (no client address) its file's mode decides."""
+        if scope.get("client") is None:
+            return None
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name in (b"host", b"origin")}
+        host = headers.get(b"host", "")
+        if _bare(host) not in self._hosts:
+            return Refused(f"this is not {ascii(host)[:80]}", code="denied", hint="use localhost or 127.0.0.1")
+        origin = headers.get(b"origin")
+        if origin is not None and origin.partition("://")[2] != host:
+            return Refused("requests of other sites' pages are not served", code="denied")
+        return None
+
+
+def _bare(host: str) -> str:
+    """A Host header without its port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].lower()
+
+
+async def _refuse(error: CorralError, send: Send) -> None:
+    body = body_of(error)
+    headers = [(b"content-type", MEDIA.encode()), (b"content-length", str(len(body)).encode()), (b"retry-after", b"1")]
+    await send({"type": "http.response.start", "status": error.http_status, "headers": [*headers, *HEADERS]})
+    await send({"type": "http.response.body", "body": body})

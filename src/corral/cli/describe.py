@@ -1,0 +1,101 @@
+"""Objects in words: the summary that ``info`` and ``launch`` print."""
+
+from __future__ import annotations
+
+from corral.cli.failures import clean
+from corral.cli.output import Object, outline, shown
+from corral.model.kinds import KINDS
+from corral.units import format_size
+
+_TIMES = (
+    "meta.created", "meta.deleted", "status.started_at", "status.retry_at", "status.started", "status.ended",
+    "status.seen_at", "spec.at",
+)  # fmt: skip
+_SIZES = (
+    "spec.memory.size", "spec.disk.size", "spec.size", "spec.memory", "spec.disk", "status.memory", "status.size",
+    "status.memory_reserved", "status.disk_free", "status.virtual_size", "status.min_memory", "status.used",
+    "status.received", "status.total",
+)  # fmt: skip
+
+
+def every_field(item: Object) -> str:
+    """All fields that hold something, times and sizes as people read them."""
+    kind = KINDS[item["kind"]]
+    forms = dict.fromkeys(_TIMES, "time") | dict.fromkeys(_SIZES, "size")
+    forms |= {column.path: column.form for column in kind.columns if column.form in ("size", "time")}
+    return outline(item, forms)
+
+
+def vm_summary(vm: Object) -> str:
+    """A VM in a few lines: what it is, how it is, how to get in."""
+    meta, spec, status = vm["meta"], vm["spec"], vm["status"]
+    size = (spec.get("disk") or {}).get("size")
+    rows = [
+        ("name", meta["name"]),
+        ("project", meta["project"] if meta.get("project") != "default" else ""),
+        ("phase", status["phase"] + (f" ({status['reason']})" if status.get("reason") else "")),
+        ("image", spec["image"]),
+        ("flavor", spec.get("flavor") or ""),
+        ("cpus", f"{spec['cpu']['count']}" + (f", {_accelerator(status)}" if status.get("accelerator") else "")),
+        ("memory", format_size(spec["memory"]["size"])),
+        ("disk", format_size(size) if size else ""),
+        ("host", status.get("host", "")),
+        ("pid", shown(status.get("pid"))),
+        ("started", shown(status.get("started_at"), "time")),
+        ("addresses", shown(status.get("addresses"))),
+        ("ports", ", ".join(_port(p) for p in status.get("ports", []))),
+        ("guest agent", status.get("guest", "")),
+        ("failures", str(status["failures"]) if status.get("failures") else ""),
+        ("next start", shown(status.get("retry_at"), "time")),
+        ("labels", ", ".join(f"{k}={v}" for k, v in sorted((meta.get("labels") or {}).items()))),
+        ("id", meta["id"]),
+        ("created", shown(meta["created"], "time")),
+    ]
+    lines = [f"{title + ':':13}{clean(text)}" for title, text in rows if text]
+    return "\n".join(lines + (["", *ways_in(vm)] if status["phase"] == "running" else []))
+
+
+def ways_in(vm: Object) -> list[str]:
+    """The commands that lead into a running VM, and where its published ports are."""
+    name, status = scoped_name(vm), vm["status"]
+    lines = []
+    if status.get("guest"):
+        lines.append(f"  corral exec {name} -- sh")
+    if ssh_port(vm) is not None:
+        lines.append(f"  corral ssh {name}")
+    lines.append(f"  corral console {name}")
+    lines += [f"  {_port(p)}" for p in status.get("ports", []) if p.get("purpose") != "ssh"]
+    return lines
+
+
+def scoped_name(vm: Object) -> str:
+    """The name to type: ``PROJECT/NAME`` outside the default project."""
+    meta = vm["meta"]
+    return clean(meta["name"] if meta.get("project", "default") == "default" else f"{meta['project']}/{meta['name']}")
+
+
+def ssh_port(vm: Object) -> int | None:
+    """The host's port that leads to the guest's sshd; None without one."""
+    ports = [p["host"] for p in vm["status"].get("ports", []) if p["guest"] == 22 and p.get("protocol") == "tcp"]
+    return int(ports[0]) if ports else None
+
+
+def launched(vm: Object) -> str:
+    """One line about a VM that has just come up."""
+    spec, status = vm["spec"], vm["status"]
+    what = f"{spec['image']}, {spec['cpu']['count']} CPU, {format_size(spec['memory']['size'])}"
+    how = f", {_accelerator(status)}" if status.get("accelerator") else ""
+    return f"{scoped_name(vm)} is {status['phase']} ({clean(what)}{how})"
+
+
+def _accelerator(status: Object) -> str:
+    return {"tcg": "software emulation (tcg)", "kvm": "hardware-assisted (kvm)"}.get(
+        status["accelerator"], clean(status["accelerator"])
+    )
+
+
+def _port(forward: Object) -> str:
+    address = forward.get("address") or "127.0.0.1"
+    protocol = "" if forward.get("protocol", "tcp") == "tcp" else f"/{forward['protocol']}"
+    purpose = " (ssh)" if forward.get("purpose") == "ssh" else ""
+    return f"{address}:{forward['host']} → port {forward['guest']}{protocol}{purpose}"

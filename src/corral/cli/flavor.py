@@ -1,0 +1,28 @@
+"""``corral flavor …``: plans that VMs are made after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from corral.cli.command import Command
+from corral.cli.noun import noun
+from corral.cli.output import print_one
+from corral.cli.parameters import SIZE
+from corral.cli.session import Session
+
+flavor = noun("flavor", deletable=True)
+
+
+@flavor.command("create", cls=Command)
+@click.argument("name")
+@click.option("--cpus", type=int, default=1, metavar="N", help="Virtual CPUs (default: 1).")
+@click.option("--memory", "-m", type=SIZE, required=True, metavar="SIZE", help="Memory, like 1G.")
+@click.option("--disk", type=SIZE, metavar="SIZE", help="Root disk, like 10G (default: the image's own size).")
+@click.pass_obj
+def create(session: Session, name: str, cpus: int, memory: int, disk: int | None) -> None:
+    """Make a plan; `corral launch --flavor NAME` uses it."""
+    spec: dict[str, Any] = {"cpus": cpus, "memory": memory} | ({} if disk is None else {"disk": disk})
+    made = session.create("flavor", name=name, spec=spec).items[0]
+    print_one(made, session.output, f"{name}: created")

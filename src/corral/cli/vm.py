@@ -1,0 +1,147 @@
+"""``corral vm …``: what the daily verbs leave out."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from corral.cli import failures, power
+from corral.cli.command import Command, Lazy
+from corral.cli.launch import request, vm_options
+from corral.cli.noun import noun
+from corral.cli.obtain import ensure_image
+from corral.cli.output import Object, print_json, print_list, table
+from corral.cli.parameters import DURATION
+from corral.cli.session import Session
+from corral.cli.wait import Waiting
+from corral.errors import CorralError, Refused, TimedOut
+from corral.model.kinds import KINDS
+from corral.model.vm import Phase
+
+vm = noun("vm", deletable=False, more={"list": Lazy("corral.cli.daily", "list_vms", "List VMs.")})
+del vm.commands["list"]  # the daily one has more filters
+for _name in ("start", "stop", "restart", "delete", "reset", "pause", "resume"):
+    vm.add_command(getattr(power, _name))
+
+
+@vm.command("show", cls=Command)
+@click.argument("name")
+@click.pass_obj
+def show(session: Session, name: str) -> None:
+    """Everything about one VM, as `corral info`."""
+    from corral.cli.daily import show_vm
+
+    show_vm(session, session.get("vm", name))
+
+
+@vm.command("create", cls=Command)
+@click.argument("image")
+@click.option("--start/--no-start", default=False, help="Start it at once (default: leave it stopped).")
+@click.pass_obj
+def create(session: Session, /, image: str, start: bool, dry_run: bool, **options: Any) -> int:
+    """Make a VM without starting it; prints its name."""
+    body = request(image, options)
+    body["spec"].setdefault("power", "running" if start else "stopped")
+    ensure_image(session, image, quiet=dry_run)
+    accepted = session.create("vm", dry_run=dry_run, **body)
+    errors = [] if dry_run else Waiting(session, accepted.tasks).run()
+    for error in errors:
+        failures.report(error, as_json=False)
+    single = options["count"] is None
+    if session.output == "json":
+        print_json(accepted.items[0] if single else accepted.items)
+    elif session.output == "wide":
+        print_list(KINDS["vm"], accepted.items, "wide")
+    else:
+        print("\n".join(failures.clean(item["meta"]["name"]) for item in accepted.items))
+    return max((error.exit_status for error in errors), default=0)
+
+
+create.params += vm_options
+
+
+@vm.command("wait", cls=Command)
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--for", "phase", type=click.Choice([p.value for p in Phase] + ["deleted"]), default="running")
+@click.option("--timeout", type=DURATION, default=120.0, metavar="TIME", help="Longest time to wait (default: 120s).")
+@click.pass_obj
+def wait(session: Session, names: tuple[str, ...], phase: str, timeout: float) -> int:
+    """Wait until each VM is in a phase (default: running, which means that the guest answers)."""
+    until = time.monotonic() + timeout
+    statuses = []
+    for name in names:
+        try:
+            seen = wait_for(session, name, phase, until)
+            if session.output in ("table", "wide"):
+                print(f"{failures.clean(name)}: {seen}")
+            statuses.append(0)
+        except CorralError as error:
+            statuses.append(failures.report(power.named(error, name), as_json=session.output == "json"))
+    return max(statuses)
+
+
+def wait_for(session: Session, name: str, phase: str, until: float) -> str:
+    """Return when the VM is in ``phase`` (or gone: ``deleted``). Raises TimedOut, or Refused when it never will be."""
+    while True:
+        try:
+            found = session.get("vm", name)
+        except CorralError as error:
+            if error.code == "not-found" and phase == "deleted":
+                return "deleted"
+            if error.exit_status != 5 or time.monotonic() >= until:
+                raise
+        else:
+            now, reason = found["status"]["phase"], found["status"].get("reason") or ""
+            if now == phase:
+                return phase
+            if now == "error" and phase == "running" and found["status"].get("retry_at") is None:
+                raise Refused(f"it is in error: {reason or 'no reason is known'}", code="wrong-phase")
+            if time.monotonic() >= until:
+                why = f" ({reason})" if reason else ""
+                raise TimedOut(
+                    f"it is {now}{why}, not {phase}", hint=f"corral logs {name} shows what the guest printed"
+                )
+        time.sleep(0.2)
+
+
+@vm.command("explain", cls=Command)
+@click.argument("name")
+@click.pass_obj
+def explain(session: Session, name: str) -> None:
+    """Why a VM is where it is and as it is: host by host, and what happened last."""
+    body: Object = session.explain(name)
+    if session.output == "json":
+        print_json(body)
+    else:
+        print(_in_words(body))
+
+
+def _in_words(body: Any, depth: int = 0) -> str:
+    """Any JSON value as indented lines; lists of alike objects as tables."""
+    indent = "  " * depth
+    lines: list[str] = []
+    for key, value in body.items():
+        title = failures.clean(key.replace("_", " "))
+        if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
+            keys = list(dict.fromkeys(k for v in value for k in v))
+            rows = [[_plain(v.get(k)) or "-" for k in keys] for v in value]
+            block = table([k.upper() for k in keys], rows)
+            lines += [f"{indent}{title}:", *(f"{indent}  {line}" for line in block.splitlines())]
+        elif isinstance(value, dict):
+            if value:
+                lines += [f"{indent}{title}:", _in_words(value, depth + 1)]
+        elif text := _plain(value):
+            lines.append(f"{indent}{title}: {text}")
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(_plain(v) for v in value)
+    return failures.clean(str(value))

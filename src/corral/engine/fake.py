@@ -1,0 +1,345 @@
+"""An engine without a hypervisor, for the simulator and for tests that need many machines: same behaviour, virtual
+time.
+
+:class:`FakeWorld` is one host's reality (machines, ports, guests); it survives daemons. :class:`FakeEngine` is what a
+daemon holds: drop it and make another over the same world, and the daemon was restarted. A machine boots, obeys the
+power button and dies in random but repeatable times; the world's other methods are the faults that tests play. What
+answers inside a machine is :mod:`corral.guest.fake`, joined by :meth:`FakeWorld.guest_at`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from corral.engine.protocol import (
+    Capabilities,
+    Channels,
+    EngineEvent,
+    Exit,
+    HostForward,
+    Machine,
+    Probe,
+    Sighting,
+    State,
+)
+from corral.engine.qemu.command import check
+from corral.errors import Refused, Unavailable
+from corral.runtime import Runtime
+
+_ALIVE = {State.CREATED, State.RUNNING, State.PAUSED, State.SHUTDOWN, State.PANICKED}
+STATUS_DEADLINE, COMMAND_DEADLINE = 2.0, 5.0
+"""What a silent hypervisor costs a caller, as with QEMU."""
+
+
+class FakeMachine:
+    """One machine in the world, with the guest's own life. Times are ``rt.clock.monotonic()``."""
+
+    def __init__(self, machine: Machine, pid: int, started_at: float) -> None:
+        self.machine, self.pid, self.started_at = machine, pid, started_at
+        self.state = State.CREATED
+        self.exit: Exit | None = None
+        self.boots = 0
+        """How often the guest started its kernel."""
+        self.ready_at: float | None = None
+        """When the guest's agent answers; None while the CPUs have not run."""
+        self.hung = False
+        """The hypervisor does not answer."""
+        self.deaf = False
+        """The guest does not answer, nor obey the power button."""
+
+    @property
+    def alive(self) -> bool:
+        return self.exit is None
+
+    @property
+    def forwards(self) -> tuple[HostForward, ...]:
+        return tuple(forward for card in self.machine.cards for forward in card.forwards)
+
+
+class FakeWorld:
+    """One host. All times in seconds, drawn evenly between the two ends.
+
+    Args:
+        boot: from the CPUs' start to the guest's answer.
+        powerdown: from the power button to the end.
+        spawn: what ``create`` takes.
+    """
+
+    def __init__(
+        self,
+        rt: Runtime,
+        *,
+        root: Path = Path("/fake/vms"),
+        boot: tuple[float, float] = (1.0, 3.0),
+        powerdown: tuple[float, float] = (0.5, 2.0),
+        spawn: tuple[float, float] = (0.03, 0.08),
+    ) -> None:
+        self.rt, self.root = rt, root
+        self.boot, self.powerdown, self.spawn = boot, powerdown, spawn
+        self.machines: dict[str, FakeMachine] = {}
+        self.foreign_ports: set[tuple[str, int]] = set()
+        """(protocol, port) that somebody else on the host listens on."""
+        self.accelerator = "tcg"
+        self.spawned = 0
+        """Processes made since the world began."""
+        self._engines: set[FakeEngine] = set()
+        self._later: set[asyncio.Task[None]] = set()
+
+    # -- faults ------------------------------------------------------------------------------------------------
+
+    def crash(self, id: str) -> None:
+        """The hypervisor's process dies."""
+        self.end(self._running(id), Exit(asked=False, signal=11, reason="crashed", last_words="Segmentation fault"))
+
+    def hang(self, id: str, hung: bool = True) -> None:
+        """The hypervisor's process stands still (and with it the guest); ``False`` lets it go on."""
+        self._running(id).hung = hung
+
+    def deafen(self, id: str, deaf: bool = True) -> None:
+        """The guest hangs: no agent answers, the power button does nothing. The hypervisor is well."""
+        self._running(id).deaf = deaf
+
+    def panic(self, id: str) -> None:
+        """The guest's kernel panics."""
+        machine = self._running(id)
+        machine.state, machine.ready_at = State.PANICKED, None
+        self.publish(EngineEvent(id, "panic", "pause"))
+
+    def poweroff(self, id: str) -> None:
+        """The guest powers itself off."""
+        machine = self._running(id)
+        self.publish(EngineEvent(id, "shutdown", "guest-shutdown"))
+        self.end(machine, Exit(asked=True, code=0, reason="guest-shutdown"))
+
+    def reboot(self, id: str) -> None:
+        """The guest restarts itself."""
+        machine = self._running(id)
+        self._boot(machine)
+        self.publish(EngineEvent(id, "reset", "guest-reset"))
+
+    def lose_power(self) -> None:
+        """The host itself goes down: every machine ends without a word, nobody is told."""
+        for machine in self.machines.values():
+            if machine.alive:
+                machine.exit, machine.ready_at = Exit(asked=False, reason="host-reboot"), None
+
+    # -- what guests and checkers see --------------------------------------------------------------------------
+
+    def guest_at(self, channel: Path) -> FakeMachine | None:
+        """The machine behind one of its channels (see :meth:`FakeEngine.channels`), if it is there."""
+        return self.machines.get(channel.parent.parent.name)
+
+    def answers(self, id: str) -> bool:
+        """The guest has booted, runs and is not deaf."""
+        machine = self.machines.get(id)
+        return (
+            machine is not None
+            and machine.alive
+            and machine.state is State.RUNNING
+            and not (machine.hung or machine.deaf)
+            and machine.ready_at is not None
+            and self.rt.clock.monotonic() >= machine.ready_at
+        )
+
+    def writers(self, path: Path) -> list[str]:
+        """Machines that have ``path`` open for writing: never more than one, in a correct platform."""
+        return [
+            id
+            for id, machine in self.machines.items()
+            if machine.alive and any(d.path == path and not d.readonly for d in machine.machine.drives)
+        ]
+
+    def publish(self, event: EngineEvent) -> None:
+        for engine in self._engines:
+            engine.receive(event)
+
+    async def close(self) -> None:
+        """End the world: nothing more happens by itself."""
+        tasks = list(self._later)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- for the engine ----------------------------------------------------------------------------------------
+
+    def attach(self, engine: FakeEngine, present: bool) -> None:
+        """A daemon's engine comes or goes."""
+        (self._engines.add if present else self._engines.discard)(engine)
+
+    def start(self, machine: Machine) -> FakeMachine:
+        """Make the process; Refused ``in-use`` when a port is taken."""
+        for forward in (forward for card in machine.cards for forward in card.forwards):
+            taken = {(f.protocol, f.host) for m in self.machines.values() if m.alive for f in m.forwards}
+            if (forward.protocol, forward.host) in taken | self.foreign_ports:
+                raise Refused(
+                    f"port {forward.host} of {forward.address} cannot be used: Address already in use",
+                    code="in-use",
+                    field="ports",
+                )
+        self.spawned += 1
+        made = FakeMachine(machine, 1000 + self.spawned, self.rt.clock.now())
+        self.machines[machine.id] = made
+        return made
+
+    def run(self, machine: FakeMachine) -> None:
+        """Let the CPUs run."""
+        if machine.state is State.CREATED:
+            self._boot(machine)
+        machine.state = State.RUNNING
+
+    def reset(self, machine: FakeMachine) -> None:
+        """The reset button."""
+        if machine.state is State.CREATED:
+            return
+        if machine.state is State.PANICKED:
+            machine.state = State.RUNNING
+        self._boot(machine)
+        self.publish(EngineEvent(machine.machine.id, "reset", "host-qmp-system-reset"))
+
+    def press(self, machine: FakeMachine) -> None:
+        """The power button. A guest that has not booted yet does not see it."""
+        if self.answers(machine.machine.id):
+            task = asyncio.create_task(self._obey(machine, machine.boots))
+            self._later.add(task)
+            task.add_done_callback(self._later.discard)
+
+    async def _obey(self, machine: FakeMachine, boots: int) -> None:
+        await self.rt.clock.sleep(self.rt.random.uniform(*self.powerdown))
+        while machine.alive and (machine.hung or machine.state is State.PAUSED):
+            await self.rt.clock.sleep(0.5)
+        same = self.machines.get(machine.machine.id) is machine and machine.boots == boots
+        if same and machine.alive and machine.state is State.RUNNING and not machine.deaf:
+            self.poweroff(machine.machine.id)
+
+    def _boot(self, machine: FakeMachine) -> None:
+        machine.boots += 1
+        machine.deaf = False
+        machine.ready_at = self.rt.clock.monotonic() + self.rt.random.uniform(*self.boot)
+
+    def end(self, machine: FakeMachine, exit: Exit) -> None:
+        """The process is over."""
+        machine.exit, machine.ready_at = exit, None
+        self.publish(EngineEvent(machine.machine.id, "exited", exit.reason))
+
+    def _running(self, id: str) -> FakeMachine:
+        machine = self.machines[id]
+        assert machine.alive, f"machine {id} has ended"
+        return machine
+
+
+class FakeEngine:
+    """Implements :class:`corral.engine.protocol.Engine` over a :class:`FakeWorld`."""
+
+    def __init__(self, world: FakeWorld, rt: Runtime) -> None:
+        self._world, self._rt = world, rt
+        self._pending: dict[tuple[str, str], EngineEvent] = {}
+        self._woken = asyncio.Event()
+        self._starting: dict[str, asyncio.Lock] = {}
+        self._capabilities: Capabilities | None = None
+        world.attach(self, True)
+
+    async def probe(self, *, again: bool = False) -> Capabilities:
+        if self._capabilities is None or again:
+            name = self._world.accelerator
+            self._capabilities = Capabilities(
+                engine="Fake 1",
+                arch="x86_64",
+                accelerator=name,
+                probes=(Probe(name=name, works=True, reason="a pretended guest ran", at=self._rt.clock.now()),),
+                firmware=("bios", "uefi"),
+            )
+        return self._capabilities
+
+    async def inventory(self) -> list[Sighting]:
+        return list(await asyncio.gather(*(self.inspect(id) for id in sorted(self._world.machines))))
+
+    async def inspect(self, id: str) -> Sighting:
+        machine = self._world.machines.get(id)
+        if machine is None:
+            return Sighting(id=id, state=State.ABSENT)
+        state = machine.state
+        if machine.alive and machine.hung:
+            await self._rt.clock.sleep(STATUS_DEADLINE)
+            state = State.UNRESPONSIVE if machine.hung else machine.state
+        return Sighting(
+            id=id,
+            state=state if machine.alive else State.EXITED,
+            pid=machine.pid if machine.alive else None,
+            started_at=machine.started_at,
+            epoch=machine.machine.epoch,
+            accelerator=self._world.accelerator,
+            exit=machine.exit,
+            forwards=machine.forwards,
+        )
+
+    async def create(self, machine: Machine) -> Sighting:
+        check(machine)
+        async with self._starting.setdefault(machine.id, asyncio.Lock()):
+            known = self._world.machines.get(machine.id)
+            if known is None or not known.alive:
+                await self._rt.faults.at("engine.spawn.dir")
+                await self._rt.clock.sleep(self._rt.random.uniform(*self._world.spawn))
+                self._world.start(machine)
+                await self._rt.faults.at("engine.spawn.process")
+                await self._rt.faults.at("engine.spawn.recorded")
+        return await self.inspect(machine.id)
+
+    async def resume(self, id: str) -> None:
+        machine = await self._answering(id)
+        if machine.state in (State.CREATED, State.PAUSED):
+            self._world.run(machine)
+            self._world.publish(EngineEvent(id, "state", "resume"))
+
+    async def pause(self, id: str) -> None:
+        machine = await self._answering(id)
+        if machine.state is State.RUNNING:
+            machine.state = State.PAUSED
+            self._world.publish(EngineEvent(id, "state", "stop"))
+
+    async def reset(self, id: str) -> None:
+        self._world.reset(await self._answering(id))
+
+    async def powerdown(self, id: str) -> None:
+        self._world.press(await self._answering(id))
+
+    async def kill(self, id: str) -> None:
+        machine = self._world.machines.get(id)
+        if machine is not None and machine.alive:
+            self._world.end(machine, Exit(asked=True, signal=9, reason="killed"))
+
+    async def remove(self, id: str) -> None:
+        machine = self._world.machines.get(id)
+        if machine is not None and machine.alive:
+            raise Refused(f"machine {id} still runs", code="in-use", hint="kill it first")
+        self._world.machines.pop(id, None)
+        self._starting.pop(id, None)
+
+    def channels(self, id: str) -> Channels:
+        run = self._world.root / id / "run"
+        return Channels(serial=run / "serial.sock", guest=run / "guest.sock", qga=run / "qga.sock")
+
+    async def events(self) -> AsyncIterator[EngineEvent]:
+        while True:
+            while self._pending:
+                yield self._pending.pop(next(iter(self._pending)))
+            self._woken.clear()
+            await self._woken.wait()
+
+    async def close(self) -> None:
+        self._world.attach(self, False)
+
+    def receive(self, event: EngineEvent) -> None:
+        """An event of the world reaches this daemon."""
+        self._pending[event.id, event.kind] = event
+        self._woken.set()
+
+    async def _answering(self, id: str) -> FakeMachine:
+        machine = self._world.machines.get(id)
+        if machine is None or not machine.alive:
+            raise Refused(f"machine {id} does not run", code="wrong-phase")
+        if machine.hung:
+            await self._rt.clock.sleep(COMMAND_DEADLINE)
+            raise Unavailable(f"the hypervisor of {id} does not answer", code="unresponsive")
+        return machine

@@ -1,0 +1,222 @@
+"""What the agent asks of a hypervisor. Two implementations: :mod:`corral.engine.qemu` and :mod:`corral.engine.fake`.
+
+Every call has a deadline of its own inside, is idempotent, and touches one machine only. Deadlines that pass raise
+:class:`~corral.errors.Unavailable` with code ``unresponsive``; a refusal of the hypervisor raises
+:class:`~corral.errors.CorralError` with code ``engine`` and its last words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import msgspec
+
+
+class Struct(msgspec.Struct, frozen=True, kw_only=True):
+    pass
+
+
+class KernelBoot(Struct, frozen=True, kw_only=True):
+    """Direct kernel boot: no firmware menu, no boot loader."""
+
+    kernel: Path
+    initrd: Path | None = None
+    cmdline: str = ""
+
+
+class Drive(Struct, frozen=True, kw_only=True):
+    """A disk or CD of the machine. Formats are stated, never probed."""
+
+    name: str
+    """``root``, ``seed`` …: becomes the node and device id."""
+    path: Path
+    format: Literal["raw", "qcow2"]
+    backing: Path | None = None
+    """Base of a qcow2 overlay (opened read-only), None for none."""
+    backing_format: Literal["raw", "qcow2"] = "qcow2"
+    readonly: bool = False
+    bootable: bool = False
+    cdrom: bool = False
+    """Shown as a CD-ROM (installer ISOs); everything else is virtio-blk."""
+
+
+class HostForward(Struct, frozen=True, kw_only=True):
+    protocol: Literal["tcp", "udp"]
+    address: str
+    host: int
+    guest: int
+
+
+class Card(Struct, frozen=True, kw_only=True):
+    """A NIC. Now always user mode."""
+
+    name: str
+    mac: str
+    hostname: str
+    forwards: tuple[HostForward, ...] = ()
+
+
+class Machine(Struct, frozen=True, kw_only=True):
+    """The whole virtual hardware of one VM. ``id`` is the VM's UUID, shown to the guest too."""
+
+    id: str
+    name: str
+    epoch: int = 0
+    arch: str = "x86_64"
+    cpus: int = 1
+    cpu_model: str | None = None
+    memory: int
+    """Bytes."""
+    firmware: Literal["bios", "uefi"] = "bios"
+    kernel: KernelBoot | None = None
+    drives: tuple[Drive, ...] = ()
+    cards: tuple[Card, ...] = ()
+
+
+class State(StrEnum):
+    """What the hypervisor says of a machine. ``absent``: no process and no trace. ``exited``: it ran and ended."""
+
+    ABSENT = "absent"
+    CREATED = "created"
+    """The process is there, its CPUs have not run yet."""
+    RUNNING = "running"
+    PAUSED = "paused"
+    SHUTDOWN = "shutdown"
+    """The guest powered off; the process is about to end."""
+    PANICKED = "panicked"
+    EXITED = "exited"
+    UNRESPONSIVE = "unresponsive"
+    """The process lives and does not answer."""
+
+
+class Exit(Struct, frozen=True, kw_only=True):
+    """How a machine's process ended. ``code`` and ``signal`` are None where they cannot be known (adopted process)."""
+
+    asked: bool
+    """Stop or kill was asked for, or the guest powered itself off in good order."""
+    code: int | None = None
+    signal: int | None = None
+    reason: str = ""
+    """``guest-shutdown`` and the other causes that QEMU names, ``killed``, ``crashed``, ``exited``; ``vanished``
+    (nobody saw how), ``never-started``, ``host-reboot``."""
+    last_words: str = ""
+    """Tail of the hypervisor's stderr, at most 2 KiB."""
+
+
+class Sighting(Struct, frozen=True, kw_only=True):
+    """What is seen of one machine, now."""
+
+    id: str
+    state: State
+    pid: int | None = None
+    started_at: float | None = None
+    """Wall time."""
+    epoch: int = 0
+    accelerator: str = ""
+    exit: Exit | None = None
+    forwards: tuple[HostForward, ...] = ()
+
+
+class EngineEvent(NamedTuple):
+    """Something happened to a machine.
+
+    ``kind`` is ``exited``, ``state``, ``panic``, ``reset``, ``shutdown`` or ``io-error``.
+    """
+
+    id: str
+    kind: str
+    message: str = ""
+
+
+class Probe(Struct, frozen=True, kw_only=True):
+    """One way of making CPUs, tried for real."""
+
+    name: str
+    works: bool
+    reason: str
+    at: float = 0.0
+
+
+class Capabilities(Struct, frozen=True, kw_only=True):
+    """What this engine can do on this host."""
+
+    engine: str
+    """Name and version for people: ``QEMU 7.2.22``."""
+    arch: str
+    accelerator: str
+    """The one that machines get: the first that works."""
+    probes: tuple[Probe, ...]
+    machine_types: tuple[str, ...] = ()
+    firmware: tuple[str, ...] = ("bios",)
+    overhead: int = 0
+    """Bytes that a machine costs beyond its guest memory."""
+    confinement: str = ""
+    """How machines are kept apart here, in a sentence for people."""
+
+
+class Channels(NamedTuple):
+    """Unix sockets of a machine, for the rooms that speak through them."""
+
+    serial: Path
+    guest: Path
+    """corral-guest."""
+    qga: Path
+    """qemu-guest-agent."""
+
+
+class Engine(Protocol):
+    """A hypervisor on this host."""
+
+    async def probe(self, *, again: bool = False) -> Capabilities:
+        """What works here. Cached per boot of the host unless ``again``."""
+        ...
+
+    async def inventory(self) -> list[Sighting]:
+        """Every machine that has a process or a trace on this host; one sighting each, never an exception for one."""
+        ...
+
+    async def inspect(self, id: str) -> Sighting:
+        """One machine. Never raises for a silent one: state is ``unresponsive``."""
+        ...
+
+    async def create(self, machine: Machine) -> Sighting:
+        """Have a process with this hardware whose CPUs do not run yet. A machine that is there already is left alone.
+
+        Raises :class:`~corral.errors.Refused` code ``in-use`` with ``field="ports"`` when a forwarded port is taken.
+        """
+        ...
+
+    async def resume(self, id: str) -> None:
+        """Let the CPUs run (first start, or after pause)."""
+        ...
+
+    async def pause(self, id: str) -> None: ...
+
+    async def reset(self, id: str) -> None:
+        """Press the reset button."""
+        ...
+
+    async def powerdown(self, id: str) -> None:
+        """Press the power button: ask the guest. Returns at once."""
+        ...
+
+    async def kill(self, id: str) -> None:
+        """Cut the power. Returns when the process is gone; leaves the trace with its exit, for :meth:`inspect`."""
+        ...
+
+    async def remove(self, id: str) -> None:
+        """Forget a machine that does not run: no file, socket or record of it is left."""
+        ...
+
+    def channels(self, id: str) -> Channels: ...
+
+    def events(self) -> AsyncIterator[EngineEvent]:
+        """Events of all machines, including adopted ones, from now on. One consumer."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of all machines (they go on running)."""
+        ...

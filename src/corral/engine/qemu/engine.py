@@ -1,0 +1,271 @@
+"""The QEMU engine: the machines of one host, found again after any crash of the daemon.
+
+Truth is on the host, in this order: the lock that QEMU holds, the process (pid, start time, ``-uuid`` in its
+arguments), the record beside it. The daemon's memory is only a cache of that. Calls for one machine that start or end
+its process go one after the other; a silent machine delays nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+from corral.engine.protocol import Capabilities, Channels, EngineEvent, Machine, Sighting, State
+from corral.engine.qemu import firmware
+from corral.engine.qemu.adopt import find_lost, read_trace
+from corral.engine.qemu.arch import arch_of
+from corral.engine.qemu.command import Surroundings, build, check
+from corral.engine.qemu.launcher import (
+    DEVICES,
+    Launch,
+    Privileges,
+    binary,
+    check_ports,
+    choose_uid,
+    device_groups,
+    grant,
+    spawn,
+)
+from corral.engine.qemu.machine import QemuMachine
+from corral.engine.qemu.probe import probe
+from corral.engine.qemu.qmp import Verb
+from corral.engine.qemu.record import Record, RunDir
+from corral.errors import CorralError, Refused, Unavailable
+from corral.runtime import Runtime, process
+from corral.runtime.process import boot_id
+
+START_DEADLINE = 15.0
+"""From exec to QMP's greeting: 20 ms when the host is idle, seconds when it is overloaded."""
+
+
+class QemuEngine:
+    """Implements :class:`corral.engine.protocol.Engine`.
+
+    Args:
+        root: ``CORRAL_STATE/vms``.
+        state: ``CORRAL_STATE``, where the probe's answer is kept.
+    """
+
+    def __init__(self, root: Path, state: Path, rt: Runtime) -> None:
+        self._root, self._state, self._rt = root, state, rt
+        self._machines: dict[str, QemuMachine] = {}
+        self._locks: dict[str, tuple[asyncio.Lock, list[None]]] = {}
+        self._pending: dict[tuple[str, str], EngineEvent] = {}
+        self._woken = asyncio.Event()
+        self._probing = asyncio.Lock()
+        self._capabilities: Capabilities | None = None
+
+    async def probe(self, *, again: bool = False) -> Capabilities:
+        async with self._probing:
+            if self._capabilities is None or again:
+                found = await probe(self._state, self._rt, again=again)
+                self._capabilities = msgspec.structs.replace(found, confinement=str(Privileges.here()))
+            return self._capabilities
+
+    async def inventory(self) -> list[Sighting]:
+        ids = {path.parent.name for path in self._root.glob("*/run")}
+        for id in await asyncio.to_thread(find_lost, self._root):
+            await self._find(id, thorough=True)
+        ids |= {id for id, machine in self._machines.items() if machine.alive}
+        return list(await asyncio.gather(*(self._inspect_any(id) for id in sorted(ids))))
+
+    async def _inspect_any(self, id: str) -> Sighting:
+        """Like inspect, for one of many: something is there, and if it cannot be identified that is the answer."""
+        try:
+            return await self.inspect(id)
+        except Unavailable:
+            return Sighting(id=id, state=State.UNRESPONSIVE)
+
+    async def inspect(self, id: str) -> Sighting:
+        machine = await self._find(id)
+        return Sighting(id=id, state=State.ABSENT) if machine is None else await machine.sight()
+
+    async def create(self, machine: Machine) -> Sighting:
+        check(machine)
+        accelerator = (await self.probe()).accelerator
+        async with self._alone(machine.id):
+            known = await self._find(machine.id, thorough=True)
+            if known is not None and known.alive:
+                return await known.sight()
+            if known is not None:
+                await known.close()
+            return await self._start(machine, accelerator)
+
+    async def _start(self, machine: Machine, accelerator: str) -> Sighting:
+        run = RunDir(self._root, machine.id)
+        check_ports(machine)
+        run.make()
+        await self._rt.faults.at("engine.spawn.dir")
+        privileges = Privileges.here()
+        uid = choose_uid(machine.id, self._uids(but=machine.id)) if privileges.separate_users else None
+        record = Record(machine=machine, boot_id=boot_id(), accelerator=accelerator, uid=uid)
+        try:
+            launch = self._prepare(machine, run, uid, accelerator, privileges)
+            run.write(record)
+            # Not cancelled half-way: a started process and the descriptors it needs belong to the thread.
+            pid = await asyncio.shield(asyncio.to_thread(spawn, launch))
+            await self._rt.faults.at("engine.spawn.process")
+        except CorralError:
+            if not run.has_process():
+                run.remove()
+            raise
+        started = process.stat(pid)
+        made = QemuMachine(run, record, self._rt, self._publish)
+        made.save(pid=pid, start=started.start if started else 0, started_at=self._rt.clock.now())
+        await self._rt.faults.at("engine.spawn.recorded")
+        self._machines[machine.id] = made
+        made.watch()
+        return await self._greet(made)
+
+    def _prepare(
+        self, machine: Machine, run: RunDir, uid: int | None, accelerator: str, privileges: Privileges
+    ) -> Launch:
+        """Everything that can be refused before a process exists."""
+        if uid is not None:
+            grant(machine, run, uid)
+        uefi = firmware.find(machine.arch) if machine.firmware == "uefi" else None
+        if uefi is not None:
+            if not run.variables.exists():
+                fresh = run.path / "nvram.new"
+                shutil.copyfile(uefi.variables, fresh)
+                fresh.replace(run.variables)
+            run.variables.chmod(0o600)
+            if uid is not None:
+                shutil.chown(run.variables, uid, uid)
+        program = binary(arch_of(machine.arch).binary)
+        devices = (*DEVICES, "/dev/kvm") if accelerator == "kvm" else DEVICES
+        writable = {drive.path.parent for drive in machine.drives if not drive.readonly} | {run.vm}
+        return Launch(
+            run=run,
+            arguments=lambda sockets: build(
+                machine, Surroundings(accelerator, sockets, program, uefi, run.variables if uefi else None)
+            ),
+            uid=uid,
+            namespaces=privileges.namespaces,
+            writable=tuple(sorted(writable)),
+            devices=devices,
+            groups=() if privileges.namespaces else device_groups(devices),
+        )
+
+    async def _greet(self, made: QemuMachine) -> Sighting:
+        """Wait until the new QEMU answers. One that ended or stays silent leaves nothing behind but its last words."""
+        try:
+            await made.call(Verb.STATUS, timeout=START_DEADLINE)
+        except Unavailable as error:
+            # It may be about to end: its socket closes a moment before the process is gone.
+            try:
+                async with asyncio.timeout(1.0):
+                    await made.gone.wait()
+            except TimeoutError:
+                await made.kill()
+            words = made.run.last_words()
+            await self._forget(made)
+            if "host forwarding rule" in words:
+                raise Refused(words.splitlines()[-1], code="in-use", field="ports") from error
+            last = words.splitlines()[-1] if words else error.message
+            raise CorralError(f"QEMU did not start: {last}", code="engine", last_words=words) from error
+        return await made.sight()
+
+    async def resume(self, id: str) -> None:
+        await (await self._known(id)).command(Verb.CONTINUE)
+
+    async def pause(self, id: str) -> None:
+        await (await self._known(id)).command(Verb.STOP)
+
+    async def reset(self, id: str) -> None:
+        machine = await self._known(id)
+        panicked = (await machine.sight()).state is State.PANICKED
+        await machine.command(Verb.RESET)
+        if panicked:  # a panic stopped the CPUs; a real reset button would have them run
+            await machine.command(Verb.CONTINUE)
+
+    async def powerdown(self, id: str) -> None:
+        await (await self._known(id)).command(Verb.POWERDOWN)
+
+    async def kill(self, id: str) -> None:
+        async with self._alone(id):
+            machine = await self._find(id, thorough=True)
+            if machine is not None:
+                await machine.kill()
+
+    async def remove(self, id: str) -> None:
+        async with self._alone(id):
+            machine = await self._find(id, thorough=True)
+            if machine is not None and machine.alive:
+                raise Refused(f"machine {id} still runs", code="in-use", hint="kill it first")
+            if machine is not None:
+                await self._forget(machine)
+            RunDir(self._root, id).remove()
+
+    async def _forget(self, machine: QemuMachine) -> None:
+        await machine.close()
+        self._machines.pop(machine.id, None)
+        machine.run.remove()
+
+    def channels(self, id: str) -> Channels:
+        run = RunDir(self._root, id)
+        return Channels(serial=run.socket("serial"), guest=run.socket("guest"), qga=run.socket("qga"))
+
+    async def events(self) -> AsyncIterator[EngineEvent]:
+        while True:
+            while self._pending:
+                yield self._pending.pop(next(iter(self._pending)))
+            self._woken.clear()
+            await self._woken.wait()
+
+    def _publish(self, event: EngineEvent) -> None:
+        # One of a kind per machine waits at most: a guest that resets itself in a loop cannot fill memory.
+        self._pending[event.id, event.kind] = event
+        self._woken.set()
+
+    async def close(self) -> None:
+        await asyncio.gather(*(machine.close() for machine in self._machines.values()))
+        self._machines.clear()
+
+    def _uids(self, *, but: str) -> set[int]:
+        """Users of all other machines here, running or not."""
+        found = {made.record.uid for id, made in self._machines.items() if id != but}
+        for path in self._root.glob("*/run"):
+            id = path.parent.name
+            if id != but and id not in self._machines and (record := RunDir(self._root, id).read()) is not None:
+                found.add(record.uid)
+        return {uid for uid in found if uid is not None}
+
+    async def _known(self, id: str) -> QemuMachine:
+        machine = await self._find(id)
+        if machine is None or not machine.alive:
+            raise Refused(f"machine {id} does not run", code="wrong-phase")
+        return machine
+
+    async def _find(self, id: str, *, thorough: bool = False) -> QemuMachine | None:
+        """The machine as memory or, after a restart of the daemon, the host knows it."""
+        if id in self._machines:
+            return self._machines[id]
+        run = RunDir(self._root, id)
+        record = await read_trace(run, self._rt, thorough=thorough)
+        # Somebody else may have found it while we waited: there must be one object per machine (one QMP client).
+        if record is None or id in self._machines:
+            return self._machines.get(id)
+        machine = QemuMachine(run, record, self._rt, self._publish)
+        self._machines[id] = machine
+        if not machine.watch():
+            machine.bury()
+        return machine
+
+    @asynccontextmanager
+    async def _alone(self, id: str) -> AsyncIterator[None]:
+        """One at a time per machine; the lock is forgotten when nobody wants it."""
+        lock, users = self._locks.setdefault(id, (asyncio.Lock(), []))
+        users.append(None)
+        try:
+            async with lock:
+                yield
+        finally:
+            users.pop()
+            if not users:
+                del self._locks[id]

@@ -1,0 +1,1 @@
+"""Where images come from: recipes (micro, debian), catalogue, download, verification, header check, conversion."""

@@ -1,0 +1,20 @@
+"""A flavor: a plan of CPUs, memory and disk that VMs are made after."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from corral.model.base import Resource, Struct
+
+
+class FlavorSpec(Struct, frozen=True, kw_only=True):
+    cpus: int = 1
+    memory: int
+    """Bytes."""
+    disk: int | None = None
+    """Bytes of the root disk; None keeps the image's size."""
+
+
+class Flavor(Resource, frozen=True, kw_only=True, tag_field="kind", tag="flavor"):
+    KIND: ClassVar[str] = "flavor"
+    spec: FlavorSpec

@@ -1,0 +1,158 @@
+"""A virtual machine: what its owner wants, and what the agent sees."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, ClassVar, Literal
+
+from corral.model.base import Resource, Struct
+from corral.units import MIB
+
+
+class Power(StrEnum):
+    """What the VM should be doing."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+
+class Restart(StrEnum):
+    """What happens when the guest or its QEMU ends without being asked to."""
+
+    ALWAYS = "always"
+    ON_FAILURE = "on-failure"
+    NEVER = "never"
+
+
+class Phase(StrEnum):
+    """What the VM is seen doing. ``unknown`` is a state of its own: nothing is started or destroyed on a guess."""
+
+    PENDING = "pending"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUSPENDED = "suspended"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    UNRESPONSIVE = "unresponsive"
+    ERROR = "error"
+    UNKNOWN = "unknown"
+
+
+class Cpu(Struct, frozen=True, kw_only=True):
+    """Virtual CPUs."""
+
+    count: int = 1
+    """1 to 64."""
+    model: str | None = None
+    """QEMU CPU model; None takes the platform's default for the accelerator."""
+
+
+class Memory(Struct, frozen=True, kw_only=True):
+    """Guest memory."""
+
+    size: int = 512 * MIB
+    """Bytes, a multiple of 1 MiB."""
+
+
+class Disk(Struct, frozen=True, kw_only=True):
+    """The root disk, an overlay over the image."""
+
+    size: int | None = None
+    """Bytes; None keeps the image's own size. Never smaller than the image."""
+
+
+class Forward(Struct, frozen=True, kw_only=True):
+    """A port of the host that leads to a port of the guest."""
+
+    host: int
+    """Port on the host; 0 lets the agent choose (shown in ``status.ports``)."""
+    guest: int
+    protocol: Literal["tcp", "udp"] = "tcp"
+    address: str = "127.0.0.1"
+    """IPv4 address of the host to listen on."""
+
+
+class Nic(Struct, frozen=True, kw_only=True):
+    """A network card."""
+
+    network: str = "user"
+    mac: str = ""
+    """Empty at creation: the platform chooses one."""
+    publish: tuple[Forward, ...] = ()
+
+
+class VmSpec(Struct, frozen=True, kw_only=True):
+    """What the owner wants."""
+
+    image: str
+    """Short name of the image; resolved to ``image_id`` when the VM is created."""
+    image_id: str = ""
+    flavor: str | None = None
+    cpu: Cpu = Cpu()
+    memory: Memory = Memory()
+    disk: Disk = Disk()
+    nics: tuple[Nic, ...] = (Nic(),)
+    user_data: str = ""
+    """cloud-init user data, up to 64 KiB."""
+    ssh_keys: tuple[str, ...] = ()
+    """OpenSSH public keys, without options."""
+    hostname: str = ""
+    """Empty: the VM's name."""
+    firmware: Literal["auto", "bios", "uefi"] = "auto"
+    restart: Restart = Restart.ON_FAILURE
+    power: Power = Power.RUNNING
+    boots: int = 1
+    """Wanted count of boots: one more asks for a restart."""
+    resets: int = 0
+    """Wanted count of hard resets."""
+    force: bool = False
+    """The present wish (stop, restart, delete) cuts the power instead of asking the guest."""
+
+
+class Port(Struct, frozen=True, kw_only=True):
+    """A published port as it really is."""
+
+    host: int
+    guest: int
+    protocol: str
+    address: str
+    purpose: str = "publish"
+    """``publish`` (asked for) or ``ssh`` (made by Corral)."""
+
+
+class VmStatus(Struct, frozen=True, kw_only=True):
+    """What is seen. Written by the agent, except ``host`` and ``epoch``, which placement writes."""
+
+    phase: Phase = Phase.PENDING
+    reason: str = ""
+    """Why the phase is not what was asked for; empty when it is."""
+    host: str = ""
+    epoch: int = 0
+    """Rises with every placement; an agent never acts on a lower one than it has seen."""
+    accelerator: str = ""
+    """``kvm`` or ``tcg``: how its CPUs are made."""
+    pid: int | None = None
+    started_at: float | None = None
+    boots: int = 0
+    """Boots done: trails ``spec.boots`` while a restart is under way."""
+    resets: int = 0
+    addresses: tuple[str, ...] = ()
+    ports: tuple[Port, ...] = ()
+    template: str = ""
+    guest: str = ""
+    """Who answers inside: ``corral-guest``, ``qemu-guest-agent`` or empty."""
+    failures: int = 0
+    """Unasked ends in a row; a healthy time resets it."""
+    retry_at: float | None = None
+    """Wall time of the next automatic restart."""
+    observed: int = 0
+    """The ``meta.generation`` that this status answers."""
+    details: dict[str, Any] = {}
+
+
+class Vm(Resource, frozen=True, kw_only=True, tag_field="kind", tag="vm"):
+    KIND: ClassVar[str] = "vm"
+    spec: VmSpec
+    status: VmStatus = VmStatus()

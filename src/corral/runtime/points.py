@@ -1,0 +1,24 @@
+"""Every fault point there is. The kill tests go through this list, so a new step is tested by being here."""
+
+from __future__ import annotations
+
+VM_POINTS = (
+    "create.volume",
+    "create.seed",
+    "create.ports",
+    "create.spawned",
+    "start.resumed",
+    "start.connected",
+    "start.answered",
+    "stop.asked",
+    "stop.killed",
+    "stop.recorded",
+    "delete.killed",
+    "delete.removed",
+    "delete.volume",
+    "delete.recorded",
+)
+PLACEMENT_POINTS = ("place.chosen", "place.recorded")
+API_POINTS = ("api.before-commit", "api.after-commit")
+ENGINE_POINTS = ("engine.spawn.dir", "engine.spawn.process", "engine.spawn.recorded")
+ALL_POINTS = VM_POINTS + PLACEMENT_POINTS + API_POINTS + ENGINE_POINTS

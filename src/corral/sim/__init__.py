@@ -1,0 +1,1 @@
+"""The whole control plane on a fake world under virtual time: loop, world, cluster, faults, checkers."""
