@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from corral.agent.agent import Agent
+from corral.agent.grants.absent import NoGovernor
 from corral.agent.ports import Joined
 from corral.agent.settings import Settings
 from corral.controllers.placement import Placement
 from corral.engine.fake import FakeEngine, FakeWorld
 from corral.errors import NotFound, Unavailable
 from corral.guest.fake import FakeConnector
+from corral.host.cgroup.none import NoGroups
 from corral.model import (
     Event,
     Image,
@@ -220,7 +222,14 @@ class Stage:
     async def start(self) -> Agent:
         self.engine = FakeEngine(self.world, self.rt)
         joined = Joined(
-            self.images, self.disks, FakeConnector(self.world), self.consoles, lambda: self.facts, FakePorts(self.world)
+            self.images,
+            self.disks,
+            FakeConnector(self.world),
+            self.consoles,
+            lambda: self.facts,
+            FakePorts(self.world),
+            NoGroups("a test"),
+            NoGovernor(),
         )
         self.agent = Agent(
             self.objects, self.engine, joined, self.rt,

@@ -7,12 +7,13 @@ on as if nothing had been. Deciding is in :mod:`corral.agent.reconcile`, doing i
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import structlog
 
 from corral.agent.events import EventLog
 from corral.agent.gate import Entrance
+from corral.agent.grants.cpu import CpuGrants
 from corral.agent.guests import Guests
 from corral.agent.handler import VmHandler
 from corral.agent.host import Registration
@@ -26,7 +27,7 @@ from corral.agent.settings import Settings
 from corral.agent.steps import Steps
 from corral.agent.turns import Turns
 from corral.engine.protocol import Engine, EngineEvent
-from corral.errors import CorralError, Unavailable
+from corral.errors import CorralError, Refused, Unavailable
 from corral.model import Host, Image, Phase, Task, Vm
 from corral.runtime import KeyedQueue, Runtime, Supervisor
 from corral.store.objects import ObjectChange, Objects
@@ -71,6 +72,7 @@ class Agent:
             registration=self.registration, poke=self._poke,
         )  # fmt: skip
         self.queue = KeyedQueue(rt.clock, handler.handle, workers=self.settings.workers, on_error=self._failed)
+        self.cpu = CpuGrants(objects, engine, self.picture, self.registration, joined.governing, rt)
         self._supervisor = Supervisor(rt.clock)
 
     @property
@@ -85,6 +87,7 @@ class Agent:
             for name, serve in (
                 ("events", self.events.run), ("queue", self.queue.run), ("engine-events", self._hear),
                 ("registration", self.registration.run), ("images", self.images.run),
+                ("governor", self.joined.governing.run), ("cpu", self.cpu.run),
             ):  # fmt: skip
                 self._supervisor.start(name, serve)
             await self._follow(revision)
@@ -113,6 +116,10 @@ class Agent:
             if machine.id not in self.picture.vms:
                 text = f"a machine without a record ({machine.id}, {machine.state}, pid {machine.pid}) is left alone"
                 self._tell_host(about, "UnknownMachine", text)
+        for id in self.joined.groups.inventory():
+            if id not in self.picture.vms and id not in self.picture.alive:
+                with suppress(Refused):  # somebody is in it: a machine without a record, told above
+                    self.joined.groups.remove(id)
         for id in disks:
             if id not in self.picture.vms:
                 self._tell_host(about, "UnknownVolume", f"disks of a VM without a record ({id}) are left alone")

@@ -31,8 +31,11 @@ def wants_seed(files: BootFiles) -> bool:
     return files.disk is not None and files.boot != "cdrom"
 
 
-def machine_of(vm: Vm, files: BootFiles, *, root: Path | None, seed: Path | None, ports: Iterable[Port]) -> Machine:
-    """The machine of a VM. ``ports`` are the ones written into its status."""
+def machine_of(
+    vm: Vm, files: BootFiles, *, root: Path | None, seed: Path | None, ports: Iterable[Port],
+    joins: tuple[Path, ...] = (),
+) -> Machine:  # fmt: skip
+    """The machine of a VM. ``ports`` are the ones written into its status, ``joins`` its control groups."""
     if files.boot == "kernel" and files.kernel is None:
         raise Bug(f"image {files.digest} boots a kernel and has none")
     firmware = files.firmware if vm.spec.firmware == "auto" else vm.spec.firmware
@@ -48,6 +51,7 @@ def machine_of(vm: Vm, files: BootFiles, *, root: Path | None, seed: Path | None
         kernel=_kernel(vm, files),
         drives=_drives(files, root, seed),
         cards=_cards(vm, tuple(ports)),
+        joins=joins,
     )
 
 

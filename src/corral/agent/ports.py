@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
+from corral.governor.protocol import Plan, Report
 from corral.guest.protocol import Guest
 from corral.model import ImageSpec
 from corral.runtime import Runtime
@@ -164,6 +165,39 @@ class PortProbe(Protocol):
         ...
 
 
+class Groups(Protocol):
+    """Control groups of this host's VMs (:class:`corral.host.cgroup.protocol.Groups`)."""
+
+    @property
+    def shares(self) -> bool: ...
+
+    def describe(self) -> str: ...
+
+    def prepare(self, id: str) -> tuple[Path, ...]: ...
+
+    def ooms(self, id: str) -> int: ...
+
+    def remove(self, id: str) -> None: ...
+
+    def inventory(self) -> list[str]: ...
+
+
+class Governing(Protocol):
+    """The governor of this host's CPU shares, running somewhere (:mod:`corral.agent.grants.process`)."""
+
+    async def run(self) -> None:
+        """Keep it alive until cancelled."""
+        ...
+
+    def follow(self, plan: Plan) -> None:
+        """Govern these VMs from now on."""
+        ...
+
+    def report(self) -> Report | None:
+        """What it said last; None while there is none, or it is too old to mean anything."""
+        ...
+
+
 class Joined(NamedTuple):
     """Everything the agent joins, in one hand."""
 
@@ -173,3 +207,5 @@ class Joined(NamedTuple):
     consoles: Consoles
     facts: ReadFacts
     ports: PortProbe
+    groups: Groups
+    governing: Governing

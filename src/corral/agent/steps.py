@@ -33,6 +33,7 @@ OFF_FIELDS: dict[str, Any] = {"pid": None, "started_at": None, "addresses": (), 
 
 PORT_ROUNDS = 3
 REMOVE_ROUNDS = 10
+GROUP_ROUNDS = 50
 
 
 class Steps:
@@ -59,11 +60,14 @@ class Steps:
             seed = await self._joined.disks.ensure_seed(id, self._seed(vm, files))
         await self._rt.faults.at("create.seed")
         self._book.step(id, "start")
+        joins = self._joined.groups.prepare(id)
         for last in range(PORT_ROUNDS, 0, -1):
             vm = await self._allot(vm, files)
             await self._rt.faults.at("create.ports")
             try:
-                await self._engine.create(machine_of(vm, files, root=root, seed=seed, ports=vm.status.ports))
+                await self._engine.create(
+                    machine_of(vm, files, root=root, seed=seed, ports=vm.status.ports, joins=joins)
+                )
                 break
             except Refused as error:
                 # Somebody was faster at a port between our look and QEMU's bind: look again, choose anew.
@@ -159,6 +163,7 @@ class Steps:
         id = vm.meta.id
         await self._leave(id)
         await self._engine.remove(id)
+        await self._disband(id)
         self._picture.memory[id] = Memory()
         return vm
 
@@ -166,12 +171,24 @@ class Steps:
         await self._guests.drop(id)
         await self._joined.consoles.detach(id)
 
+    async def _disband(self, id: str) -> None:
+        """Remove its control groups. The kernel lets go of a process a moment after it has ended."""
+        for last in range(GROUP_ROUNDS, 0, -1):
+            try:
+                self._joined.groups.remove(id)
+                return
+            except Refused:
+                if last == 1:
+                    raise
+                await self._rt.clock.sleep(0.02)
+
     async def teardown(self, vm: Vm) -> None:
         """Everything the VM owned, the record last: whatever is left after a kill is found again through it."""
         id = vm.meta.id
         self._book.step(id, "delete")
         await self._leave(id)
         await self._engine.remove(id)
+        await self._disband(id)
         await self._rt.faults.at("delete.removed")
         await self._joined.disks.remove(id)
         await self._rt.faults.at("delete.volume")

@@ -9,7 +9,7 @@ import click
 from corral.cli.command import Command
 from corral.cli.noun import noun
 from corral.cli.output import print_one
-from corral.cli.parameters import SIZE
+from corral.cli.parameters import SHARE, SIZE
 from corral.cli.session import Session
 
 flavor = noun("flavor", deletable=True)
@@ -20,9 +20,12 @@ flavor = noun("flavor", deletable=True)
 @click.option("--cpus", type=int, default=1, metavar="N", help="Virtual CPUs (default: 1).")
 @click.option("--memory", "-m", type=SIZE, required=True, metavar="SIZE", help="Memory, like 1G.")
 @click.option("--disk", type=SIZE, metavar="SIZE", help="Root disk, like 10G (default: the image's own size).")
+@click.option("--weight", type=int, metavar="N", help="Share of CPU time against other VMs (default: 100).")
+@click.option("--limit", type=SHARE, metavar="CORES", help="CPU time at most, like 0.5 or 50%.")
+@click.option("--reserve", type=SHARE, metavar="CORES", help="CPU time that is always there.")
 @click.pass_obj
-def create(session: Session, name: str, cpus: int, memory: int, disk: int | None) -> None:
+def create(session: Session, /, name: str, **options: Any) -> None:
     """Make a plan; `corral launch --flavor NAME` uses it."""
-    spec: dict[str, Any] = {"cpus": cpus, "memory": memory} | ({} if disk is None else {"disk": disk})
+    spec: dict[str, Any] = {field: value for field, value in options.items() if value is not None}
     made = session.create("flavor", name=name, spec=spec).items[0]
     print_one(made, session.output, f"{name}: created")

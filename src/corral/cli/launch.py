@@ -17,13 +17,15 @@ from corral.cli import failures
 from corral.cli.command import Command
 from corral.cli.obtain import ensure_image
 from corral.cli.output import Object, print_json, print_list
-from corral.cli.parameters import DURATION, SIZE, pairs
+from corral.cli.parameters import DURATION, SHARE, SIZE, pairs
 from corral.cli.session import Session
 from corral.cli.wait import Waiting
 from corral.errors import CorralError, Invalid, Problem
 from corral.model.kinds import KINDS
 
 MAX_USER_DATA = 64 << 10
+SHARES = ("limit", "reserve", "cpu_limit", "cpu_reserve")
+"""Fields that hold cores: ``0.5`` or ``50%``."""
 vm_options = [
     click.Option(["--name", "-n"], help="Its name (default: one is made up). With --count: NAME-1, NAME-2, …"),
     click.Option(["--count"], type=click.IntRange(1), metavar="K", help="Make several alike."),
@@ -151,23 +153,27 @@ def _text(path: str, field: str, limit: int) -> str:
         raise Invalid([Problem(field, f"{path} is not UTF-8 text")]) from error
 
 
-def assign(spec: dict[str, Any], word: str) -> None:
-    """Set ``path=value`` in a spec; numbers, true, false and sizes are recognised. Raises usage errors."""
+def assign(spec: dict[str, Any], word: str, flag: str = "--set") -> None:
+    """Set ``path=value`` in a spec; numbers, true, false, none, sizes, shares are recognised. Raises usage errors."""
     path, equals, text = word.partition("=")
     keys = path.removeprefix("spec.").split(".")
     if not equals or not all(keys):
-        raise click.BadParameter(f"{word!r} is not PATH=VALUE", param_hint="--set")
+        raise click.BadParameter(f"{word!r} is not PATH=VALUE", param_hint=flag)
     place: Any = spec
     for key in keys[:-1]:
         place = place.setdefault(key, {})
         if not isinstance(place, dict):
-            raise click.BadParameter(f"{path} lies inside a list; lists have flags of their own", param_hint="--set")
+            raise click.BadParameter(f"{path} lies inside a list; lists have flags of their own", param_hint=flag)
     place[keys[-1]] = _value(keys[-1], text)
 
 
 def _value(key: str, text: str) -> Any:
     if key == "size":
         return SIZE.convert(text, None, None)
+    if text in ("none", "null"):
+        return None
+    if key in SHARES:
+        return SHARE.convert(text, None, None)
     if text in ("true", "false"):
         return text == "true"
     number = text.removeprefix("-")

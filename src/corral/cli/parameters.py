@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from corral.errors import Invalid
-from corral.units import parse_duration, parse_size
+from corral.units import parse_duration, parse_share, parse_size
 
 if TYPE_CHECKING:
     _Type = click.ParamType[Any]
@@ -34,6 +34,7 @@ class Quantity(_Type):
 
 
 SIZE = Quantity("size", parse_size)
+SHARE = Quantity("share", parse_share)
 DURATION = Quantity("duration", parse_duration)
 
 

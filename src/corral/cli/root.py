@@ -29,7 +29,7 @@ TABLE = {
     "flavor": Lazy("corral.cli.flavor", "flavor", "Plans: CPUs, memory, disk", _NOUNS),
     "volume": Lazy("corral.cli.noun", "read_only_noun", "Disks of VMs", _NOUNS),
     "network": Lazy("corral.cli.noun", "read_only_noun", "What NICs are plugged into", _NOUNS),
-    "project": Lazy("corral.cli.noun", "read_only_noun", "Whose things these are", _NOUNS),
+    "project": Lazy("corral.cli.project", "project", "Whose things these are", _NOUNS),
     "host": Lazy("corral.cli.host", "host", "Machines that run VMs", _NOUNS),
     "task": Lazy("corral.cli.task", "task", "Operations under way and done", _NOUNS),
     "event": Lazy("corral.cli.event", "event", "What happened", _NOUNS),

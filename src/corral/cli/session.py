@@ -110,6 +110,10 @@ class Session:
             return client.images.begin(spec, name=name, labels=labels, timeout_s=timeout_s)
         return Accepted([client.resource(KINDS[kind].plural).create(spec, name=name, labels=labels)], [])
 
+    def patch(self, kind: str, ref: str, *, spec: Mapping[str, Any], dry_run: bool = False) -> Record:
+        """Change parts of a spec; with ``dry_run`` only what it would be."""
+        return self.client.resource(KINDS[kind].plural).patch(ref, spec=spec, dry_run=dry_run)
+
     def act(self, verb: str, ref: str, *, force: bool = False, timeout_s: float | None = None) -> Record:
         """Ask a VM for start, stop, restart, reset, pause, resume or delete: the task."""
         if verb == "delete":

@@ -15,6 +15,7 @@ from corral.cli.obtain import ensure_image
 from corral.cli.output import Object, print_json, print_list, table
 from corral.cli.parameters import DURATION
 from corral.cli.session import Session
+from corral.cli.set import set_vm
 from corral.cli.wait import Waiting
 from corral.errors import CorralError, Refused, TimedOut
 from corral.model.kinds import KINDS
@@ -24,6 +25,7 @@ vm = noun("vm", deletable=False, more={"list": Lazy("corral.cli.daily", "list_vm
 del vm.commands["list"]  # the daily one has more filters
 for _name in ("start", "stop", "restart", "delete", "reset", "pause", "resume"):
     vm.add_command(getattr(power, _name))
+vm.add_command(set_vm)
 
 
 @vm.command("show", cls=Command)

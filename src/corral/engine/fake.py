@@ -316,6 +316,10 @@ class FakeEngine:
         self._world.machines.pop(id, None)
         self._starting.pop(id, None)
 
+    async def vcpus(self, id: str) -> tuple[int, ...]:
+        machine = await self._answering(id)
+        return tuple(machine.pid + 1 + number for number in range(machine.machine.cpus))
+
     def channels(self, id: str) -> Channels:
         run = self._world.root / id / "run"
         return Channels(serial=run / "serial.sock", guest=run / "guest.sock", qga=run / "qga.sock")

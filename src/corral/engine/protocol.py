@@ -74,6 +74,8 @@ class Machine(Struct, frozen=True, kw_only=True):
     kernel: KernelBoot | None = None
     drives: tuple[Drive, ...] = ()
     cards: tuple[Card, ...] = ()
+    joins: tuple[Path, ...] = ()
+    """Files (``cgroup.procs``) that its process writes its pid into before it becomes the hypervisor."""
 
 
 class State(StrEnum):
@@ -209,6 +211,10 @@ class Engine(Protocol):
 
     async def remove(self, id: str) -> None:
         """Forget a machine that does not run: no file, socket or record of it is left."""
+        ...
+
+    async def vcpus(self, id: str) -> tuple[int, ...]:
+        """Thread ids of the virtual CPUs, in their order. Raises Refused ``wrong-phase`` when it does not run."""
         ...
 
     def channels(self, id: str) -> Channels: ...

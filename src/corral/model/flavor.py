@@ -13,6 +13,12 @@ class FlavorSpec(Struct, frozen=True, kw_only=True):
     """Bytes."""
     disk: int | None = None
     """Bytes of the root disk; None keeps the image's size."""
+    weight: int = 100
+    """As a VM's ``cpu.weight``."""
+    limit: float | None = None
+    """As a VM's ``cpu.limit``: cores."""
+    reserve: float = 0.0
+    """As a VM's ``cpu.reserve``: cores."""
 
 
 class Flavor(Resource, frozen=True, kw_only=True, tag_field="kind", tag="flavor"):

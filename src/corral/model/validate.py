@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import AddressValueError, IPv4Address, ip_address
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -28,6 +28,10 @@ from corral.units import GIB, MIB, format_size
 
 T = TypeVar("T")
 MAX_CPUS = 64
+MAX_WEIGHT = 10_000
+MIN_CORES = 0.01
+"""A limit below this leaves a guest so little that it cannot even be shut down."""
+MAX_CORES = 4096.0
 MIN_MEMORY = 64 * MIB
 """Below this not even the smallest image boots."""
 MAX_MEMORY = 1024 * GIB
@@ -125,6 +129,19 @@ def _bytes(value: int, low: int, high: int, field: str) -> Found:
         yield Problem(field, f"{value} bytes is not aligned", "a multiple of 1 MiB (1048576 bytes)")
 
 
+def _shares(weight: int, limit: float | None, reserve: float, most: float, path: str, fields: Iterable[str]) -> Found:
+    """Weight, limit and reservation of CPU time, under these names. ``most``: cores that can be used at all."""
+    names = [f"{path}.{field}" for field in fields]
+    yield from _range(weight, 1, MAX_WEIGHT, names[0])
+    if limit is not None and not MIN_CORES <= limit <= most:
+        yield Problem(names[1], f"{limit:g} cores is out of range", f"{MIN_CORES:g} to {most:g}, or null for no limit")
+        return
+    ceiling = most if limit is None else limit
+    if not 0 <= reserve <= ceiling:
+        why = "" if limit is None else ": no more than the limit"
+        yield Problem(names[2], f"{reserve:g} cores is out of range", f"0 to {ceiling:g}{why}")
+
+
 def _line(value: str, field: str, most: int = 1024) -> Found:
     if len(value) > most or not value.isprintable():
         yield Problem(field, f"{shown(value)} is no line of text", f"up to {most} printable characters")
@@ -138,6 +155,9 @@ def _vm(spec: VmSpec, path: str) -> Found:
     yield from _range(spec.cpu.count, 1, MAX_CPUS, f"{path}.cpu.count")
     if spec.cpu.model is not None and not _CPU_MODEL.fullmatch(spec.cpu.model):
         yield Problem(f"{path}.cpu.model", f"{shown(spec.cpu.model)} is no CPU model", "a word like qemu64, or null")
+    cpu = spec.cpu
+    if 1 <= cpu.count <= MAX_CPUS:
+        yield from _shares(cpu.weight, cpu.limit, cpu.reserve, cpu.count, f"{path}.cpu", ("weight", "limit", "reserve"))
     yield from _bytes(spec.memory.size, MIN_MEMORY, MAX_MEMORY, f"{path}.memory.size")
     if spec.disk.size is not None:
         yield from _bytes(spec.disk.size, MIB, MAX_DISK, f"{path}.disk.size")
@@ -266,6 +286,8 @@ def _loopback(host: str) -> bool:
 def _flavor(spec: FlavorSpec, path: str) -> Found:
     yield from _range(spec.cpus, 1, MAX_CPUS, f"{path}.cpus")
     yield from _bytes(spec.memory, MIN_MEMORY, MAX_MEMORY, f"{path}.memory")
+    if 1 <= spec.cpus <= MAX_CPUS:
+        yield from _shares(spec.weight, spec.limit, spec.reserve, spec.cpus, path, ("weight", "limit", "reserve"))
     if spec.disk is not None:
         yield from _bytes(spec.disk, MIB, MAX_DISK, f"{path}.disk")
 
@@ -274,11 +296,17 @@ def _described(spec: Any, path: str) -> Found:
     yield from _line(spec.description, f"{path}.description")
 
 
+def _project(spec: ProjectSpec, path: str) -> Found:
+    yield from _described(spec, path)
+    fields = ("cpu_weight", "cpu_limit", "cpu_reserve")
+    yield from _shares(spec.cpu_weight, spec.cpu_limit, spec.cpu_reserve, MAX_CORES, path, fields)
+
+
 def _host(_spec: HostSpec, _path: str) -> Found:
     return iter(())
 
 
 _CHECKS: dict[type[Struct], Callable[[Any, str], Found]] = {
-    VmSpec: _vm, ImageSpec: _image, FlavorSpec: _flavor, HostSpec: _host, ProjectSpec: _described,
+    VmSpec: _vm, ImageSpec: _image, FlavorSpec: _flavor, HostSpec: _host, ProjectSpec: _project,
     NetworkSpec: _described,
 }  # fmt: skip

@@ -47,6 +47,12 @@ class Cpu(Struct, frozen=True, kw_only=True):
     """1 to 64."""
     model: str | None = None
     """QEMU CPU model; None takes the platform's default for the accelerator."""
+    weight: int = 100
+    """Share of the CPU time of its project when that is short, 1 to 10000: twice as much means twice the time."""
+    limit: float | None = None
+    """Cores' time that it gets at most, even when the host is idle, like 0.5; None: as many as it has CPUs."""
+    reserve: float = 0.0
+    """Cores' time that it gets whenever it wants it, whatever the others want."""
 
 
 class Memory(Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +41,16 @@ def stat(pid: int) -> Stat | None:
 def boot_id() -> str:
     """Changes with every boot of the host: what was learned under another one (pids, probes) is void."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def threads(pid: int) -> dict[int, int]:
+    """The threads of ``pid``: number in its own pid namespace → number here. Empty when it is gone."""
+    found = {}
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        with suppress(OSError):  # a thread that ends meanwhile
+            line = next(line for line in status.read_text().splitlines() if line.startswith("NSpid:"))
+            found[int(line.split()[-1])] = int(status.parent.name)
+    return found
 
 
 def command_line(pid: int) -> list[bytes]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from corral.agent.forwards import SocketProbe
+from corral.agent.grants.absent import NoGovernor
 from corral.agent.ports import Joined, Progress
 from corral.engine.fake import FakeEngine, FakeWorld
 from corral.errors import NotFound, Refused
@@ -151,13 +152,14 @@ class PretendConsoles:
 
 def pretended(home: Home, rt: Runtime) -> World:
     """The whole host."""
+    from corral.host.cgroup.none import NoGroups
     from corral.host.facts import facts
 
     world = FakeWorld(rt, root=home.vms, boot=BOOT_S, powerdown=(0.02, 0.1), spawn=(0.0, 0.001))
     joined = Joined(
         images=PretendImages(), disks=PretendDisks(), connect_guest=FakeConnector(world), consoles=PretendConsoles(),
         facts=lambda: facts(home.state)._replace(memory=MEMORY, memory_available=MEMORY, arch="x86_64", cpus=32),
-        ports=SocketProbe(),
+        ports=SocketProbe(), groups=NoGroups("a pretended host"), governing=NoGovernor(),
     )  # fmt: skip
     catalogue = [{"name": name, "source": "build", "description": "pretended"} for name in ("debian", "micro")]
     return World(FakeEngine(world, rt), joined, catalogue)

@@ -23,10 +23,12 @@ class World(NamedTuple):
 
 def real(home: Home, rt: Runtime) -> World:
     """QEMU, and this machine's disks."""
+    from corral.agent.grants.process import GovernorProcess
     from corral.console.serial import Consoles
     from corral.engine.qemu.engine import QemuEngine
     from corral.guest.binary import DIRECTORY
     from corral.guest.connect import connect
+    from corral.host import cgroup
     from corral.host.facts import facts
     from corral.images.store import ImageStore
     from corral.storage.qemu_img import QemuImg
@@ -38,6 +40,7 @@ def real(home: Home, rt: Runtime) -> World:
     joined = Joined(
         images=images, disks=Volumes(home.vms, rt, qemu_img), connect_guest=connect,
         consoles=Consoles(home.vms, rt), facts=functools.partial(facts, home.state), ports=SocketProbe(),
+        groups=cgroup.choose(home.state), governing=GovernorProcess(home.state, rt),
     )  # fmt: skip
     return World(QemuEngine(home.vms, home.state, rt), joined, offered())
 

@@ -13,12 +13,14 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from corral.agent.agent import Agent
+from corral.agent.grants.absent import NoGovernor
 from corral.agent.ports import Joined
 from corral.api.service import Service
 from corral.controllers.collect import Collector
 from corral.controllers.placement import Placement
 from corral.errors import Unavailable, Unknown
 from corral.guest.fake import FakeConnector
+from corral.host.cgroup.none import NoGroups
 from corral.model import Image, ImagePhase, ImageSpec, ImageStatus, Meta
 from corral.runtime import Runtime, SeededRandom, Supervisor
 from corral.sim.checkers import Checkers
@@ -196,6 +198,7 @@ class Cluster:
         joined = Joined(
             images=SimImages(), disks=AgentDisks(self.disks, process, self.faults, self.checkers),
             connect_guest=FakeConnector(self.world), consoles=SimConsoles(), facts=SimFacts, ports=SimPorts(self.world),
+            groups=NoGroups("a simulated host"), governing=NoGovernor(),
         )  # fmt: skip
         try:
             await Agent(objects, engine, joined, rt, host_name=HOST, host_id=HOST_ID).run()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -15,6 +15,7 @@ from corral.model import (
     Cpu,
     Disk,
     Flavor,
+    FlavorSpec,
     Image,
     ImagePhase,
     Memory,
@@ -157,7 +158,7 @@ class Launching(Ground):
                 plan = (await self.objects.find(Flavor, spec.flavor, project)).spec
             except NotFound as error:
                 raise NotFound(error.message, hint=error.hint, field="spec.flavor") from None
-            cpu = spec.cpu if "count" in (given.get("cpu") or {}) else Cpu(count=plan.cpus, model=spec.cpu.model)
+            cpu = _planned_cpu(spec.cpu, given.get("cpu") or {}, plan)
             memory = spec.memory if "size" in (given.get("memory") or {}) else Memory(size=plan.memory)
             disk = spec.disk if "size" in (given.get("disk") or {}) else self._disk_of(plan.disk, image)
             spec = changed_spec(spec, cpu=cpu, memory=memory, disk=disk)
@@ -222,6 +223,12 @@ class Launching(Ground):
             except NotFound:
                 continue  # deleted since: the task still tells what became of it
         return Accepted(items=tuple(items), tasks=tasks)
+
+
+def _planned_cpu(cpu: Cpu, given: Mapping[str, Any], plan: FlavorSpec) -> Cpu:
+    """What a plan says of CPUs, where the request says nothing."""
+    planned = {"count": plan.cpus, "weight": plan.weight, "limit": plan.limit, "reserve": plan.reserve}
+    return msgspec.structs.replace(cpu, **{field: value for field, value in planned.items() if field not in given})
 
 
 def changed_spec(spec: VmSpec, **fields: Any) -> VmSpec:

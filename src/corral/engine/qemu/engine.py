@@ -149,6 +149,7 @@ class QemuEngine:
             namespaces=privileges.namespaces,
             writable=tuple(sorted(writable)),
             devices=devices,
+            joins=machine.joins,
             groups=() if privileges.namespaces else device_groups(devices),
         )
 
@@ -206,6 +207,14 @@ class QemuEngine:
         await machine.close()
         self._machines.pop(machine.id, None)
         machine.run.remove()
+
+    async def vcpus(self, id: str) -> tuple[int, ...]:
+        machine = await self._known(id)
+        rows = await machine.command(Verb.CPUS)
+        assert machine.record.pid is not None
+        outer = process.threads(machine.record.pid)  # QEMU knows the numbers of its own pid namespace
+        numbers = [row["thread-id"] for row in sorted(rows, key=lambda row: row["cpu-index"])]
+        return tuple(outer[number] for number in numbers if number in outer)
 
     def channels(self, id: str) -> Channels:
         run = RunDir(self._root, id)

@@ -6,7 +6,8 @@ arguments end with QEMU's, so whoever looks for ``-uuid ID`` finds the machine a
 
 Options, as ``key=value``: ``uid`` (also the gid; absent: stay who we are), ``groups``, ``namespaces=1``,
 ``writable=DIR`` (repeated; the rest of the file system becomes read-only), ``device=PATH`` (repeated; nothing else is
-in /dev), ``report=FD`` (where QEMU's pid is written), ``mortal=1`` (die when the parent dies).
+in /dev), ``join=FILE`` (repeated; a control group's ``cgroup.procs``), ``report=FD`` (where QEMU's pid is written),
+``mortal=1`` (die when the parent dies).
 """
 
 from __future__ import annotations
@@ -70,6 +71,15 @@ def separate(writable: list[str], devices: list[str], uid: int) -> None:
     set_mount("/dev", 0, MOUNT_ATTR_RDONLY, 0)
 
 
+def join(file: str) -> None:
+    """Enter a control group: what comes after us stays in it."""
+    try:
+        with open(file, "w") as group:  # noqa: PTH123
+            group.write(str(os.getpid()))
+    except OSError as error:
+        raise Failed(f"enter {file}: {error.strerror}") from error
+
+
 def own_process(report: int, namespace: int) -> None:
     """Go on as a new process, a child of our parent, in a session of its own; this process tells its pid and ends.
 
@@ -106,6 +116,9 @@ def main() -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     files = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    for name, value in options:
+        if name == "join":  # before anything is allocated, so that all of it is charged there
+            join(value)
     if "namespaces" in one and uid is not None:
         every: dict[str, list[str]] = {"writable": [], "device": []}
         for name, value in options:

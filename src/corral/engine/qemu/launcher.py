@@ -161,6 +161,7 @@ class Launch:
     writable: tuple[Path, ...] = ()
     devices: tuple[str, ...] = DEVICES
     groups: tuple[int, ...] = ()
+    joins: tuple[Path, ...] = ()
     mortal: bool = False
     """The process dies with this one (a probe does; a VM must not)."""
 
@@ -208,6 +209,7 @@ def spawn(launch: Launch) -> int:
 def confinement(launch: Launch) -> list[str]:
     """The launch program's options for these rights."""
     options = ["mortal=1"] if launch.mortal else []
+    options += [f"join={path}" for path in launch.joins]
     if launch.uid is not None:
         options += [f"uid={launch.uid}", f"groups={','.join(str(group) for group in launch.groups)}"]
     if launch.namespaces:

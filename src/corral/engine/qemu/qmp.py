@@ -32,6 +32,7 @@ class Verb(StrEnum):
     """Every QMP command that is used."""
 
     STATUS = "query-status"
+    CPUS = "query-cpus-fast"
     CONTINUE = "cont"
     STOP = "stop"
     RESET = "system_reset"

@@ -1,0 +1,4 @@
+"""What running VMs are given of this host, following their records: CPU shares through the governor.
+
+Nothing here starts or stops a VM; that is :mod:`corral.agent.reconcile`'s.
+"""

@@ -1,0 +1,83 @@
+"""``corral vm set`` and ``corral project set``: change a spec, and say when each change takes effect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from corral.cli.command import Command
+from corral.cli.failures import clean
+from corral.cli.launch import assign
+from corral.cli.output import Object, print_json, table
+from corral.cli.session import Session
+from corral.model.effect import Changed, effects
+
+OFF = ("stopped", "error", "pending")
+"""Phases in which a VM has no hardware that a change would have to wait for."""
+WHEN = {"live": "at once", "restart": "after a restart", "now": "at once"}
+
+arguments: list[click.Parameter] = [
+    click.Argument(["name"]),
+    click.Argument(["changes"], nargs=-1, required=True, metavar="KEY=VALUE..."),
+    click.Option(["--dry-run"], is_flag=True, help="Show what would change and when it takes effect; change nothing."),
+]
+
+
+@click.command("set", cls=Command)
+@click.pass_obj
+def set_vm(session: Session, name: str, changes: tuple[str, ...], dry_run: bool) -> None:
+    """Change a VM, running or not. Keys are paths into the spec: `corral explain vm.spec`.
+
+    \b
+    corral vm set web cpu.weight=400
+    corral vm set web cpu.limit=50% cpu.reserve=0.2
+    corral vm set web cpu.limit=none memory.size=1G --dry-run
+    """
+    before = session.get("vm", name)
+    after = change(session, "vm", before, changes, dry_run=dry_run)
+    runs = before["status"]["phase"] not in OFF
+    show(session, after, effects(before["spec"], after["spec"], runs=runs), dry_run=dry_run)
+
+
+@click.command("set", cls=Command)
+@click.pass_obj
+def set_project(session: Session, name: str, changes: tuple[str, ...], dry_run: bool) -> None:
+    """Change a project: what all its VMs get together.
+
+    \b
+    corral project set default cpu_weight=200 cpu_limit=1.5
+    """
+    before = session.get("project", name)
+    after = change(session, "project", before, changes, dry_run=dry_run)
+    show(session, after, effects(before["spec"], after["spec"], runs=False), dry_run=dry_run)
+
+
+set_vm.params += arguments
+set_project.params += arguments
+
+
+def change(session: Session, kind: str, before: Object, words: tuple[str, ...], *, dry_run: bool) -> Object:
+    """The object as it is (or would be) with these ``KEY=VALUE`` changes."""
+    spec: dict[str, Any] = {}
+    for word in words:
+        assign(spec, word, "KEY=VALUE")
+    return session.patch(kind, before["meta"]["id"], spec=spec, dry_run=dry_run)
+
+
+def show(session: Session, after: Object, changed: list[Changed], *, dry_run: bool) -> None:
+    name = clean(after["meta"]["name"])
+    if session.output == "json":
+        print_json({"item": after, "changes": [one._asdict() for one in changed], "dry_run": dry_run})
+    elif session.output == "name":
+        print(name)
+    elif not changed:
+        print(f"{name}: that is how it is already")
+    else:
+        rows = [[one.field, _text(one.before), _text(one.after), WHEN[one.effect]] for one in changed]
+        print(f"{name} {'would change' if dry_run else 'changed'}:")
+        print(table(["FIELD", "FROM", "TO", "TAKES EFFECT"], rows))
+
+
+def _text(value: Any) -> str:
+    return "none" if value is None else clean(str(value))

@@ -1,0 +1,112 @@
+"""What the governor touches on a real host: kernel counters, cgroups, affinity; nice values where there are none."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from contextlib import suppress
+
+from corral.governor.meter import ProcessClock, ThreadClock, Times, idle_s
+from corral.governor.protocol import Plan, VmPlan
+from corral.host.cgroup import Groups
+from corral.runtime.clock import SystemClock
+
+SAME = 0.002
+"""A weight or cap that changes by less than this part is not worth a write."""
+NICE_STEP = 1.25
+"""The kernel's weight of a thread changes by this factor with each step of nice."""
+
+
+class RealHands:
+    """``groups``: cgroups of this host (:mod:`corral.host.cgroup`); None where none can be used."""
+
+    def __init__(self, cpus: list[int], groups: Groups | None) -> None:
+        self._cpus, self._groups = cpus, groups
+        self._vms: dict[str, _Vm] = {}
+        self._clock = SystemClock()
+
+    def follow(self, plan: Plan) -> Plan:
+        """Open what is to be read of these VMs; returns the plan without those whose process is gone."""
+        wanted = {vm.id: vm for vm in plan.vms}
+        for id, held in list(self._vms.items()):
+            now = wanted.get(id)
+            if now is None or (now.pid, now.threads) != (held.plan.pid, held.plan.threads):
+                held.close()
+                del self._vms[id]
+        for id, vm in wanted.items():
+            if id not in self._vms:
+                with suppress(OSError):  # it has just ended: the next plan will not name it
+                    self._vms[id] = _Vm(vm)
+        return Plan(vms=tuple(vm for vm in plan.vms if vm.id in self._vms), projects=plan.projects)
+
+    def now(self) -> float:
+        return self._clock.monotonic()
+
+    def busy_s(self) -> float:
+        return time.process_time()
+
+    def idle_s(self) -> float:
+        return idle_s(self._cpus)
+
+    def used_s(self, id: str) -> float:
+        if self._groups is not None:
+            return float(self._groups.usage(id))
+        return self._vms[id].process.read()
+
+    def throttled_s(self, id: str) -> float:
+        return float(self._groups.throttled(id)) if self._groups is not None else 0.0
+
+    def times(self, id: str) -> list[Times]:
+        return [thread.read() for thread in self._vms[id].threads]
+
+    def pin(self, id: str, thread: int, cpu: int | None) -> None:
+        cpus = self._cpus if cpu is None else [self._cpus[cpu]]
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(self._vms[id].threads[thread].tid, cpus)
+
+    def weight(self, id: str, cores: float) -> None:
+        vm = self._vms[id]
+        if vm.weight is not None and abs(cores - vm.weight) <= SAME * vm.weight:
+            return
+        vm.weight = cores
+        if self._groups is not None:
+            self._groups.weight(id, cores)
+        else:
+            self._renice()
+
+    def cap(self, id: str, cores: float | None) -> None:
+        vm = self._vms[id]
+        if self._groups is not None and cores != vm.cap:
+            self._groups.cap(id, cores)
+            vm.cap = cores
+
+    def _renice(self) -> None:
+        """Without cgroups: the heaviest VM keeps nice 0, others step down from it. Only ever upwards: a plain user may
+        not lower a nice value again, so a VM that was made lighter stays so until it is started again."""
+        most = max(vm.weight or 0.0 for vm in self._vms.values())
+        for vm in self._vms.values():
+            step = min(19, max(0, round(math.log(most / max(vm.weight or most, 1e-6), NICE_STEP))))
+            if step == vm.nice:
+                continue
+            with suppress(OSError):
+                for thread in vm.threads:
+                    os.setpriority(os.PRIO_PROCESS, thread.tid, step)
+                vm.nice = step
+
+
+class _Vm:
+    """Open counters of one VM. Raises OSError when its process is gone."""
+
+    def __init__(self, plan: VmPlan) -> None:
+        self.plan = plan
+        self.weight: float | None = None
+        self.cap: float | None = None
+        self.nice = 0
+        self.process = ProcessClock(plan.pid)
+        self.threads = [ThreadClock(plan.pid, tid) for tid in plan.threads]
+
+    def close(self) -> None:
+        self.process.close()
+        for thread in self.threads:
+            thread.close()

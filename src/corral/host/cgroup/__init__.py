@@ -1,0 +1,11 @@
+"""Control groups of VMs: weight and cap of CPU time, what was used, a limit of memory.
+
+One parent per state directory, one group per VM below it. :func:`choose` finds out what this host really lets us write;
+:mod:`~corral.host.cgroup.v1` and :mod:`~corral.host.cgroup.v2` are the two interfaces of the kernel,
+:mod:`~corral.host.cgroup.none` is what is left without either.
+"""
+
+from corral.host.cgroup.choose import choose
+from corral.host.cgroup.protocol import Groups
+
+__all__ = ["Groups", "choose"]

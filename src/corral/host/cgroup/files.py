@@ -1,0 +1,56 @@
+"""Reading and writing the kernel's small files, with errors that say what was tried."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+from corral.errors import CorralError, Refused
+
+
+def write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise CorralError(f"{path}: {text} was not taken: {error.strerror}", code="engine") from error
+
+
+def number(path: Path) -> int:
+    """The number that a file holds; 0 when the group is not there."""
+    try:
+        return int(path.read_text())
+    except FileNotFoundError:
+        return 0
+
+
+def field(path: Path, name: str) -> int:
+    """A line ``name NUMBER`` of a file; 0 without one."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return 0
+    return next((int(line.split()[1]) for line in text.splitlines() if line.split()[0] == name), 0)
+
+
+def make(path: Path) -> Path:
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise CorralError(f"the control group {path} cannot be made: {error.strerror}", code="engine") from error
+    return path
+
+
+def remove(path: Path) -> None:
+    """Raises Refused ``in-use`` while a process is in it."""
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise CorralError(f"the control group {path} cannot be removed: {error.strerror}", code="engine") from error
+        raise Refused(f"the control group {path} still has a process", code="in-use") from error
+
+
+def children(parent: Path) -> list[str]:
+    return sorted(path.name for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []

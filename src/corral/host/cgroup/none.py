@@ -1,0 +1,47 @@
+"""No control groups: VMs are told apart by nice values, and have neither cap nor memory limit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class NoGroups:
+    """``why``: what is missing, in a sentence."""
+
+    shares = False
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def describe(self) -> str:
+        return f"no control groups: {self._why}"
+
+    def prepare(self, id: str) -> tuple[Path, ...]:
+        return ()
+
+    def weight(self, id: str, cores: float) -> None:
+        pass
+
+    def cap(self, id: str, cores: float | None) -> None:
+        pass
+
+    def usage(self, id: str) -> float:
+        return 0.0
+
+    def throttled(self, id: str) -> float:
+        return 0.0
+
+    def memory_limit(self, id: str, limit: int | None) -> None:
+        pass
+
+    def memory_usage(self, id: str) -> int | None:
+        return None
+
+    def ooms(self, id: str) -> int:
+        return 0
+
+    def remove(self, id: str) -> None:
+        pass
+
+    def inventory(self) -> list[str]:
+        return []

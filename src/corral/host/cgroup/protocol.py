@@ -1,0 +1,63 @@
+"""The groups of one host's VMs, whatever the kernel's interface."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+PERIOD_S = 0.02
+"""Period of caps. Below 10 ms they lose some per cent systematically; with 100 ms a second is off by up to a period."""
+
+
+class Groups(Protocol):
+    """Calls take microseconds and are idempotent. Raise CorralError when the kernel refuses; a group that is not there
+    has used nothing."""
+
+    @property
+    def shares(self) -> bool:
+        """CPU weights can be set."""
+        ...
+
+    def describe(self) -> str:
+        """In a sentence for people: what works; what is missing, and why."""
+        ...
+
+    def prepare(self, id: str) -> tuple[Path, ...]:
+        """Have the groups of a VM; returns the files its process writes its pid into before it becomes QEMU."""
+        ...
+
+    def weight(self, id: str, cores: float) -> None:
+        """Weight against the other VMs. Only ratios count; as a scale, one core's worth is 1.0."""
+        ...
+
+    def cap(self, id: str, cores: float | None) -> None:
+        """At most so many cores' time in each period of :data:`PERIOD_S`; None lifts it."""
+        ...
+
+    def usage(self, id: str) -> float:
+        """CPU time so far, seconds."""
+        ...
+
+    def throttled(self, id: str) -> float:
+        """Seconds in which its threads were held by the cap."""
+        ...
+
+    def memory_limit(self, id: str, limit: int | None) -> None:
+        """Bytes beyond which the kernel ends processes of the VM: a safety net, far above its use. None lifts it."""
+        ...
+
+    def memory_usage(self, id: str) -> int | None:
+        """Bytes charged to the VM; None where they are not counted."""
+        ...
+
+    def ooms(self, id: str) -> int:
+        """How many of its processes the kernel ended for memory."""
+        ...
+
+    def remove(self, id: str) -> None:
+        """Forget the groups of a VM that has no process. One that still has some stays (Refused ``in-use``)."""
+        ...
+
+    def inventory(self) -> list[str]:
+        """VMs that have a group."""
+        ...
