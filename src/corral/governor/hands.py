@@ -12,7 +12,7 @@ from corral.governor.protocol import Plan, VmPlan
 from corral.host.cgroup import Groups
 from corral.runtime.clock import SystemClock
 
-SAME = 0.002
+SAME = 0.005
 """A weight or cap that changes by less than this part is not worth a write."""
 NICE_STEP = 1.25
 """The kernel's weight of a thread changes by this factor with each step of nice."""
@@ -60,10 +60,17 @@ class RealHands:
     def times(self, id: str) -> list[Times]:
         return [thread.read() for thread in self._vms[id].threads]
 
+    def runnable(self, id: str, thread: int) -> bool:
+        return self._vms[id].threads[thread].runnable()
+
     def pin(self, id: str, thread: int, cpu: int | None) -> None:
+        """Also QEMU's main thread, with the first one: it works for the VM and would disturb others elsewhere."""
         cpus = self._cpus if cpu is None else [self._cpus[cpu]]
+        vm = self._vms[id]
         with suppress(ProcessLookupError):
-            os.sched_setaffinity(self._vms[id].threads[thread].tid, cpus)
+            os.sched_setaffinity(vm.threads[thread].tid, cpus)
+            if thread == 0:
+                os.sched_setaffinity(vm.plan.pid, cpus)
 
     def weight(self, id: str, cores: float) -> None:
         vm = self._vms[id]

@@ -38,8 +38,14 @@ EXACT = 0.004
 """An assignment that serves everybody this exactly needs no steering: weights on one core are off by 0.7 %."""
 TOLERATED = 0.01
 """A thread may drift from what it is entitled to by this part of a second until the next tick."""
-FORGIVE_S = 2.0
-"""Time constant in which deficits are forgotten while an assignment is exact: each core's weights make up for them."""
+REPAY_S = 0.3
+"""While an assignment is exact, weights make up for deficits in about this time. The kernel's division of a core is off
+by up to a fifth where other threads of a VM wake up often: it then forgets part of what waiting ones are owed."""
+MOST_REPAID = 0.5
+"""Weights are changed by this part at most, so that those a dead governor leaves behind are still fair."""
+CAPACITY_S = 2.0
+LEAST_CAPACITY = 0.05
+"""Cores. Time constant and floor of what the host has for VMs beside its other programs."""
 SMOOTH_S = 0.5
 """Time constant of what a core has for VMs (the rest is other programs')."""
 
@@ -57,6 +63,10 @@ class Hands(Protocol):
     def throttled_s(self, id: str) -> float: ...
     def times(self, id: str) -> list[Times]:
         """Of each vCPU thread."""
+        ...
+
+    def runnable(self, id: str, thread: int) -> bool:
+        """A vCPU thread (by its number) runs or waits to run at this moment."""
         ...
 
     def pin(self, id: str, thread: int, cpu: int | None) -> None:
@@ -100,6 +110,8 @@ class Governor:
         self._idle = self._cost = self._reported_cost = 0.0
         self._reported_idle = hands.idle_s()
         self._exact = False
+        self._capacity = float(self._cores)
+        self._looked = hands.idle_s()
         self._packed: tuple[object, Cores, float] | None = None
 
     def follow(self, plan: Plan) -> None:
@@ -158,14 +170,12 @@ class Governor:
             seen = np.clip(per_core / since, 0.05, 1.0)
             self._available = np.where(held, keep * self._available + (1 - keep) * seen, 1.0)
         hungry = [vm for vm in self._vms.values() if any(vm.hungry)]
-        forgiven = float(np.exp(-since / FORGIVE_S)) if self._exact else 1.0
         due = sum(vm.grant.entitled for vm in hungry)
         total = sum(got[vm.plan.id] for vm in hungry)
         for vm in self._vms.values():
             vm.entitled_s += vm.grant.entitled * since
             if self._steering and any(vm.hungry) and due > 0:
                 vm.credit += vm.grant.entitled / due * total - got[vm.plan.id]
-                vm.credit *= forgiven
                 vm.credit = min(CREDIT_S, max(-CREDIT_S, vm.credit))
             else:
                 vm.credit = 0.0
@@ -177,11 +187,11 @@ class Governor:
             self._look(since)
             self._decided_at = now
         demands = [Demand(vm.plan, self._wanted(vm), self._most(vm)) for vm in self._vms.values()]
-        grants = entitlements(float(self._cores), demands, self._plan.projects)
+        grants = entitlements(self._capacity, demands, self._plan.projects)
         limited = {project.name for project in self._plan.projects if project.limit is not None}
         for vm, grant in zip(self._vms.values(), grants, strict=True):
             vm.grant = grant
-            self._hands.weight(vm.plan.id, grant.granted)
+            self._hands.weight(vm.plan.id, self._weight(vm))
             self._hands.cap(vm.plan.id, self._cap(vm, limited))
         contended = sum(min(vm.demand, self._most(vm)) for vm in self._vms.values()) > self._cores + 0.02
         if self._steering and not contended:
@@ -195,6 +205,11 @@ class Governor:
                         self._hands.pin(vm.plan.id, number, None)
 
     def _look(self, since: float) -> None:
+        """Who is hungry since the last look, and what there is for VMs: what they used, and what nobody did."""
+        used, idle = sum(vm.used - vm.decided[0] for vm in self._vms.values()), self._hands.idle_s()
+        had, self._looked = (used + idle - self._looked) / since, idle
+        keep = float(np.exp(-since / CAPACITY_S))
+        self._capacity = keep * self._capacity + (1 - keep) * min(float(self._cores), max(LEAST_CAPACITY, had))
         for vm in self._vms.values():
             _, before, throttled = vm.decided
             vm.decided = (vm.used, vm.times, vm.throttled)
@@ -202,7 +217,9 @@ class Governor:
             demand = 0.0
             for number, (then, now) in enumerate(zip(before, vm.times, strict=True)):
                 run, wait = (now.run - then.run) / since, (now.wait - then.wait) / since
-                vm.hungry[number] = run + wait >= HUNGRY or wait > WAITING or held
+                eager = run + wait >= HUNGRY or wait > WAITING or held
+                # The kernel counts a wait when it ends: one that is longer than this look has left no trace yet.
+                vm.hungry[number] = eager or (vm.hungry[number] and self._hands.runnable(vm.plan.id, number))
                 demand += 1.0 if vm.hungry[number] else min(1.0, HEADROOM * (run + wait))
             vm.demand = demand
 
@@ -211,6 +228,14 @@ class Governor:
 
     def _most(self, vm: Watched) -> float:
         return float(len(vm.times)) if vm.plan.limit is None else min(vm.plan.limit, float(len(vm.times)))
+
+    def _weight(self, vm: Watched) -> float:
+        """What it can count on, and what it is owed."""
+        granted = vm.grant.granted
+        if not (self._steering and self._exact and any(vm.hungry)):
+            return granted
+        repaid = vm.credit / REPAY_S
+        return granted + min(MOST_REPAID * granted, max(-MOST_REPAID * granted, repaid))
 
     def _cap(self, vm: Watched, limited: set[str]) -> float | None:
         """Its own limit; in a project that has one together, its part of that."""
@@ -247,7 +272,8 @@ class Governor:
 
     def _pack(self, threads: Threads) -> tuple[Cores, float]:
         """The best lasting assignment, and how unevenly it serves; computed again when who is hungry changes."""
-        asked = (tuple(threads.siblings), tuple(np.round(threads.entitled, 3)))
+        parts = threads.entitled / threads.entitled.sum()
+        asked = (tuple(threads.siblings), tuple(np.round(parts, 2)))
         if self._packed is None or self._packed[0] != asked:
             best = pack(threads, self._nodes)
             self._packed = (asked, best, drift(threads.entitled, best, np.ones(self._cores)))

@@ -43,6 +43,7 @@ class ThreadClock:
     def __init__(self, pid: int, tid: int) -> None:
         self.tid = tid
         self._counter = Counter(Path(f"/proc/{pid}/task/{tid}/schedstat"))
+        self._state = Counter(Path(f"/proc/{pid}/task/{tid}/stat"))
         self._last = Times(0.0, 0.0)
 
     def read(self) -> Times:
@@ -53,8 +54,14 @@ class ThreadClock:
             self._last = Times(int(run) * _NS, int(wait) * _NS)
         return self._last
 
+    def runnable(self) -> bool:
+        """It runs or waits to run at this moment."""
+        text = self._state.read()
+        return text is not None and text[text.rindex(b")") + 2 : text.rindex(b")") + 3] == b"R"
+
     def close(self) -> None:
         self._counter.close()
+        self._state.close()
 
 
 class ProcessClock:

@@ -112,6 +112,6 @@ class GovernorProcess:
             await process.wait()
         cpus = os.sched_getaffinity(0)
         for vm in self._plan.vms:
-            for thread in vm.threads:
+            for thread in (vm.pid, *vm.threads):
                 with suppress(OSError):  # it has ended
                     os.sched_setaffinity(thread, cpus)

@@ -1,0 +1,189 @@
+"""The governor's steps against a host that divides its cores as the kernel does: by weight on each core."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from corral.governor.entitle import Demand, entitlements
+from corral.governor.loop import ASLEEP_S, LOOK_S, Governor
+from corral.governor.meter import Times
+from corral.governor.protocol import Plan, ProjectPlan, VmPlan
+
+SLICE_S = 0.002
+
+
+@dataclass
+class Guest:
+    busy: bool = True
+    used: float = 0.0
+    wait: float = 0.0
+    weight: float = 1.0
+    cap: float | None = None
+    core: int | None = None
+
+
+@dataclass
+class Host:
+    """Two cores; guests of one thread. Unbound threads stay where they were put first, as if nobody balanced."""
+
+    guests: dict[str, Guest]
+    time: float = 0.0
+    idle: float = 0.0
+    moves: int = 0
+    weights: list[str] = field(default_factory=list)
+
+    def run(self, seconds: float) -> None:
+        """Let the time pass."""
+        for _ in range(round(seconds / SLICE_S)):
+            for core in (0, 1):
+                here = [g for n, g in enumerate(self.guests.values()) if g.busy and self.place(n, g) == core]
+                total = sum(g.weight for g in here)
+                self.idle += 0 if here else SLICE_S
+                for guest in here:
+                    got = SLICE_S * min(guest.weight / total, guest.cap if guest.cap is not None else 1.0)
+                    guest.used += got
+                    guest.wait += SLICE_S - got
+            self.time += SLICE_S
+
+    def place(self, number: int, guest: Guest) -> int:
+        return number % 2 if guest.core is None else guest.core
+
+    def now(self) -> float:
+        return self.time
+
+    def busy_s(self) -> float:
+        return 0.0
+
+    def idle_s(self) -> float:
+        return self.idle
+
+    def used_s(self, id: str) -> float:
+        return self.guests[id].used
+
+    def throttled_s(self, id: str) -> float:
+        return 0.0
+
+    def times(self, id: str) -> list[Times]:
+        return [Times(self.guests[id].used, self.guests[id].wait)]
+
+    def runnable(self, id: str, thread: int) -> bool:
+        return self.guests[id].busy
+
+    def pin(self, id: str, thread: int, cpu: int | None) -> None:
+        self.guests[id].core, self.moves = cpu, self.moves + 1
+
+    def weight(self, id: str, cores: float) -> None:
+        self.guests[id].weight = cores
+
+    def cap(self, id: str, cores: float | None) -> None:
+        self.guests[id].cap = cores
+
+
+def vm(id: str, **more: object) -> VmPlan:
+    return VmPlan(id=id, project="default", pid=1, threads=(2,), **more)  # type: ignore[arg-type]
+
+
+def governed(*vms: VmPlan, projects: tuple[ProjectPlan, ...] = ()) -> tuple[Host, Governor]:
+    host = Host({one.id: Guest() for one in vms})
+    governor = Governor(host, [0, 0], "a test")
+    governor.follow(Plan(vms=vms, projects=projects))
+    return host, governor
+
+
+def go(host: Host, governor: Governor, seconds: float) -> dict[str, float]:
+    """What each guest used in so many seconds under the governor, in cores."""
+    before, until, began = {id: g.used for id, g in host.guests.items()}, host.time + seconds, host.time
+    while host.time < until:
+        host.run(governor.step())
+    return {id: (g.used - before[id]) / (host.time - began) for id, g in host.guests.items()}
+
+
+@pytest.mark.parametrize("weights", [(1, 1, 1), (1, 1, 2), (1, 2, 3, 4), (1, 1, 1, 1, 1)])
+def test_busy_guests_get_by_weight_across_cores(weights: tuple[int, ...]) -> None:
+    host, governor = governed(*(vm(f"v{n}", weight=100.0 * w) for n, w in enumerate(weights)))
+    go(host, governor, 2.0)
+    used = go(host, governor, 10.0)
+    for id, weight in zip(used, weights, strict=True):
+        assert used[id] == pytest.approx(2 * weight / sum(weights), rel=0.01)
+
+
+def test_nobody_is_bound_while_there_is_enough() -> None:
+    host, governor = governed(vm("a"), vm("b"))
+    go(host, governor, 3.0)
+    assert host.moves == 0
+    assert governor.step() == LOOK_S
+
+
+def test_it_sleeps_while_nobody_is_hungry() -> None:
+    host, governor = governed(vm("a"))
+    host.guests["a"].busy = False
+    go(host, governor, 2.0)
+    assert governor.step() == ASLEEP_S
+
+
+def test_who_comes_back_has_its_share_within_two_seconds() -> None:
+    host, governor = governed(vm("a"), vm("b"), vm("c"))
+    host.guests["c"].busy = False
+    go(host, governor, 3.0)
+    host.guests["c"].busy = True
+    go(host, governor, 2.0)
+    assert go(host, governor, 5.0)["c"] == pytest.approx(2 / 3, rel=0.02)
+
+
+def test_a_reservation_holds_beside_heavy_neighbours() -> None:
+    neighbours = [vm(f"n{n}", weight=10_000.0) for n in range(3)]
+    host, governor = governed(vm("a", weight=1.0, reserve=0.5), *neighbours)
+    go(host, governor, 2.0)
+    assert go(host, governor, 10.0)["a"] == pytest.approx(0.5, rel=0.01)
+
+
+def test_limits_become_caps_and_are_lifted_again() -> None:
+    host, governor = governed(vm("a", limit=0.25))
+    assert host.guests["a"].cap == 0.25
+    governor.follow(Plan(vms=(vm("a"),)))
+    assert host.guests["a"].cap is None
+
+
+def test_a_projects_limit_holds_for_its_vms_together() -> None:
+    host, governor = governed(vm("a"), vm("b"), vm("c"), projects=(ProjectPlan(name="default", limit=0.9),))
+    go(host, governor, 2.0)
+    assert sum(go(host, governor, 5.0).values()) == pytest.approx(0.9, rel=0.02)
+
+
+def test_released_threads_run_anywhere_and_weights_stay_fair() -> None:
+    host, governor = governed(vm("a"), vm("b", weight=200.0), vm("c"))
+    go(host, governor, 2.0)
+    governor.release()
+    assert {guest.core for guest in host.guests.values()} == {None}
+    assert all(guest.weight > 0.2 for guest in host.guests.values())
+
+
+def test_a_report_says_who_was_entitled_to_what() -> None:
+    host, governor = governed(vm("a"), vm("b"), vm("c"))
+    go(host, governor, 3.0)
+    governor.report()
+    go(host, governor, 1.0)
+    report = governor.report()
+    assert report.steering
+    assert report.idle == pytest.approx(0.0, abs=0.05)
+    for row in report.vms:
+        assert row.entitled == pytest.approx(2 / 3, rel=0.05)
+        assert row.used == pytest.approx(2 / 3, rel=0.1)
+
+
+def test_projects_come_first_then_the_vms_in_them() -> None:
+    plans = [
+        VmPlan(id=id, project=project, pid=1, threads=(2,)) for id, project in (("a", "p"), ("b", "q"), ("c", "q"))
+    ]
+    demands = [Demand(plan, 1.0, 1.0) for plan in plans]
+    projects = (ProjectPlan(name="p", weight=100.0), ProjectPlan(name="q", weight=100.0))
+    assert [round(g.entitled, 6) for g in entitlements(1.0, demands, projects)] == [0.5, 0.25, 0.25]
+
+
+def test_an_idle_vm_can_count_on_its_share_at_once() -> None:
+    plans = [VmPlan(id=id, project="p", pid=1, threads=(2,)) for id in "abc"]
+    demands = [Demand(plan, wanted, 1.0) for plan, wanted in zip(plans, (1.0, 1.0, 0.0), strict=True)]
+    granted = [grant.granted for grant in entitlements(1.5, demands, ())]
+    assert granted[2] == pytest.approx(granted[0])
