@@ -319,6 +319,19 @@ def test_flavors_hosts_and_the_other_nouns(web: Platform) -> None:
     assert web.json("doctor", check=False)[0]["name"] == "daemon"
 
 
+def test_top_shows_who_runs_here(web: Platform) -> None:
+    web.run("launch", "micro", "--name", "busy", "--set", "cpu.weight=300")
+    seen = {vm["name"]: vm for vm in web.json("top")["vms"]}
+    assert seen["busy"]["cpu"]["weight"] == 300
+    assert seen["busy"]["cpu"]["used"] is None  # a pretended host has no CPU time
+    lines = web.text("top", "--once").splitlines()
+    assert any(line.split()[:2] == ["busy", "300"] for line in lines)
+    web.run("delete", "busy", "--force")
+    end = time.monotonic() + 20
+    while "busy" in web.text("top", "-o", "name").splitlines():  # an answer may be half a second old
+        assert time.monotonic() < end
+
+
 def test_event_watch_prints_what_happens(web: Platform) -> None:
     watching = web.popen("event", "watch", "-o", "json", stdout=subprocess.PIPE)
     try:

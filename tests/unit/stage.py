@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import msgspec
 
 from corral.agent.agent import Agent
 from corral.agent.grants.absent import NoGovernor
-from corral.agent.ports import Joined
+from corral.agent.ports import Governing, Joined
 from corral.agent.settings import Settings
 from corral.controllers.placement import Placement
 from corral.engine.fake import FakeEngine, FakeWorld
@@ -215,9 +215,14 @@ class Stage:
         self.world = FakeWorld(self.rt, **world)
         self.images, self.disks, self.consoles = FakeImages(), FakeDisks(), FakeConsoles()
         self.facts = FakeFacts()
+        self.governing: Governing = NoGovernor()
         self.name = "here"
         self.settings = settings or Settings()
         self._running: list[asyncio.Task[None]] = []
+
+    async def held(self, pids: Sequence[int]) -> list[int | None]:
+        """What each process holds: as if they were real."""
+        return [100 * MIB for _ in pids]
 
     async def start(self) -> Agent:
         self.engine = FakeEngine(self.world, self.rt)
@@ -229,7 +234,8 @@ class Stage:
             lambda: self.facts,
             FakePorts(self.world),
             NoGroups("a test"),
-            NoGovernor(),
+            self.governing,
+            self.held,
         )
         self.agent = Agent(
             self.objects, self.engine, joined, self.rt,

@@ -25,6 +25,7 @@ from corral.client.aio import AsyncClient
 from corral.errors import CODES, Refused, Unavailable
 from corral.guest.protocol import Command, Ended, GuestInfo, Output
 from corral.model import Vm
+from corral.model.usage import HostUsage, Usage
 from corral.runtime import Runtime, SeededRandom
 from corral.store.memory import MemoryStore
 from corral.store.objects import Objects
@@ -102,6 +103,9 @@ class FakeLive:
             self.uploaded += len(chunk)
 
     async def probe(self) -> None: ...
+
+    async def usage(self) -> Usage:
+        return Usage(at=1.0, host=HostUsage(name="here", cores=2, memory=1 << 30, memory_available=1 << 29))
 
     async def doctor(self) -> list[dict[str, Any]]:
         return [{"name": "qemu", "ok": "warn", "message": "", "hint": ""}]
@@ -409,3 +413,9 @@ async def test_openapi_shows_every_route_and_its_errors(http: httpx2.AsyncClient
     vm = document["components"]["schemas"]["Vm"]
     assert vm["properties"]["kind"]["const"] == "vm"
     assert vm["additionalProperties"] is False
+
+
+async def test_usage_is_what_the_host_says(http: httpx2.AsyncClient) -> None:
+    answer = await http.get("/v1/usage")
+    assert answer.status_code == 200
+    assert answer.json()["host"]["cores"] == 2

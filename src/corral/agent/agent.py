@@ -18,6 +18,7 @@ from corral.agent.guests import Guests
 from corral.agent.handler import VmHandler
 from corral.agent.host import Registration
 from corral.agent.images import ImageJobs
+from corral.agent.meter import Meter
 from corral.agent.picture import Picture
 from corral.agent.ports import Joined
 from corral.agent.progress import TaskBook
@@ -73,6 +74,7 @@ class Agent:
         )  # fmt: skip
         self.queue = KeyedQueue(rt.clock, handler.handle, workers=self.settings.workers, on_error=self._failed)
         self.cpu = CpuGrants(objects, engine, self.picture, self.registration, joined.governing, rt)
+        self.meter = Meter(objects, self.picture, self.registration, joined, rt)
         self._supervisor = Supervisor(rt.clock)
 
     @property

@@ -12,6 +12,7 @@ from corral.agent.doctor import examine
 from corral.errors import CorralError, NotFound, Refused
 from corral.guest.protocol import Command, GuestInfo, Process
 from corral.model import Phase, Vm
+from corral.model.usage import Usage
 
 if TYPE_CHECKING:
     from corral.api.live import SerialSession
@@ -87,6 +88,10 @@ class AgentLive:
     async def probe(self) -> None:
         """Try the accelerators again, for real, and write the host's record."""
         await self._agent.registration.refresh(again=True)
+
+    async def usage(self) -> Usage:
+        """Who uses what on this host, now."""
+        return await self._agent.meter.usage()
 
     async def doctor(self) -> list[dict[str, Any]]:
         """Checks of this host, as found now."""

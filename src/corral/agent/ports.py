@@ -6,7 +6,7 @@ The real ones are :mod:`corral.images`, :mod:`corral.storage`, :mod:`corral.gues
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -198,6 +198,11 @@ class Governing(Protocol):
         ...
 
 
+async def _unknown(pids: Sequence[int]) -> list[int | None]:
+    """Of pretended processes."""
+    return [None for _ in pids]
+
+
 class Joined(NamedTuple):
     """Everything the agent joins, in one hand."""
 
@@ -209,3 +214,5 @@ class Joined(NamedTuple):
     ports: PortProbe
     groups: Groups
     governing: Governing
+    held: Callable[[Sequence[int]], Awaitable[list[int | None]]] = _unknown
+    """Bytes of the host's memory that processes hold; None of one that nobody can say of."""

@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from corral.guest.protocol import Command, GuestInfo, Process
+from corral.model.usage import Usage
 
 
 class SerialSession(Protocol):
@@ -52,6 +53,10 @@ class Live(Protocol):
 
     async def probe(self) -> None:
         """Probe the accelerators again and write the host's record."""
+        ...
+
+    async def usage(self) -> Usage:
+        """Who uses what on this host, now."""
         ...
 
     async def doctor(self) -> list[dict[str, Any]]:

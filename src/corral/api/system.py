@@ -20,6 +20,7 @@ from corral.api.service import Service
 from corral.errors import Invalid, Problem
 from corral.model import Host, Image, Task
 from corral.model.schema import all_kinds
+from corral.model.usage import Usage
 
 About = Callable[[], Mapping[str, Any]]
 
@@ -57,7 +58,7 @@ def routes(service: Service, live: Live, about: About) -> list[HTTPRouteHandler]
     """All of them."""
     return [
         _version(about), _schema(), _catalogue(service), _doctor(live), _content(service, live), _cancel(service),
-        _probe(service, live),
+        _probe(service, live), _usage(live),
     ]  # fmt: skip
 
 
@@ -95,6 +96,15 @@ def _doctor(live: Live) -> HTTPRouteHandler:
          responses=success(Checks, "Checks of this host.") | documented())  # fmt: skip
     async def handler() -> Response[bytes]:
         return encode.json(Checks(items=tuple(Check(**check) for check in await live.doctor())))
+
+    return handler
+
+
+def _usage(live: Live) -> HTTPRouteHandler:
+    @get("/v1/usage", tags=["platform"], summary="Who uses what on this host", operation_id="usage",
+         responses=success(Usage, "Host, projects, and VMs that have a process.") | documented())  # fmt: skip
+    async def handler() -> Response[bytes]:
+        return encode.json(await live.usage())
 
     return handler
 

@@ -15,6 +15,7 @@ TABLE = {
     "launch": Lazy("corral.cli.launch", "launch", "Make a VM and start it", _DAILY),
     "list": Lazy("corral.cli.daily", "list_vms", "List VMs", _DAILY),
     "info": Lazy("corral.cli.daily", "info", "Everything about one VM", _DAILY),
+    "top": Lazy("corral.cli.top", "top", "Who uses what, live", _DAILY),
     "start": Lazy("corral.cli.power", "start", "Start VMs", _DAILY),
     "stop": Lazy("corral.cli.power", "stop", "Ask guests to power off (--force: cut the power)", _DAILY),
     "restart": Lazy("corral.cli.power", "restart", "Stop and start VMs", _DAILY),

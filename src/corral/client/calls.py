@@ -127,5 +127,5 @@ def watch(kinds: tuple[str, ...], *, project: str = "", from_revision: int | Non
 
 
 def plain(what: str) -> Call:
-    """GET of version, doctor, schema or catalogue."""
+    """GET of version, doctor, schema, usage or catalogue."""
     return _call("GET", what)

@@ -33,6 +33,12 @@ def memory(pid: int) -> Memory | None:
     return Memory(kib.get("Rss", 0) << 10, kib.get("Pss", 0) << 10, kib.get("Anonymous", 0) << 10)
 
 
+def held(pid: int) -> int | None:
+    """Bytes of this host's memory that ``pid`` accounts for, shared pages in part; None as :func:`memory`."""
+    known = memory(pid)
+    return None if known is None else known.pss
+
+
 def cost(pid: int) -> Cost | None:
     """CPU time and memory of ``pid``; None when it is gone or belongs to somebody else."""
     now, held = stat(pid), memory(pid)

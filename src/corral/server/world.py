@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -40,9 +41,16 @@ def real(home: Home, rt: Runtime) -> World:
     joined = Joined(
         images=images, disks=Volumes(home.vms, rt, qemu_img), connect_guest=connect,
         consoles=Consoles(home.vms, rt), facts=functools.partial(facts, home.state), ports=SocketProbe(),
-        groups=cgroup.choose(home.state), governing=GovernorProcess(home.state, rt),
+        groups=cgroup.choose(home.state), governing=GovernorProcess(home.state, rt), held=_held,
     )  # fmt: skip
     return World(QemuEngine(home.vms, home.state, rt), joined, offered())
+
+
+async def _held(pids: Sequence[int]) -> list[int | None]:
+    """In a thread: the kernel walks the page tables of each, milliseconds for a large guest."""
+    from corral.host.process import held
+
+    return await asyncio.to_thread(lambda: [held(pid) for pid in pids])
 
 
 def offered() -> list[dict[str, Any]]:

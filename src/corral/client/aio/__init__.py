@@ -65,6 +65,10 @@ class AsyncClient:
         """Checks of this host: ``name``, ``ok`` (true, false or "warn"), ``message``, ``hint``."""
         return list((await self.http.send(calls.plain("doctor")))["items"])
 
+    async def usage(self) -> dict[str, Any]:
+        """Who uses what on this host, now: ``host``, ``projects``, ``vms``. CPU in cores, memory in bytes."""
+        return dict(await self.http.send(calls.plain("usage")))
+
     async def schema(self) -> dict[str, Any]:
         """The structure of every kind."""
         return dict(await self.http.send(calls.plain("schema")))

@@ -68,6 +68,10 @@ class Client:
         """Checks of this host: ``name``, ``ok`` (true, false or "warn"), ``message``, ``hint``."""
         return list(self.http.send(calls.plain("doctor"))["items"])
 
+    def usage(self) -> dict[str, Any]:
+        """Who uses what on this host, now: ``host``, ``projects``, ``vms``. CPU in cores, memory in bytes."""
+        return dict(self.http.send(calls.plain("usage")))
+
     def schema(self) -> dict[str, Any]:
         """The structure of every kind, for ``corral explain``."""
         return dict(self.http.send(calls.plain("schema")))

@@ -1,0 +1,100 @@
+"""Who uses what here, when somebody asks: joins the records, the governor's last report and what processes hold.
+
+Nothing runs while nobody looks. Answers are at most :data:`FRESH_S` old, so that many lookers cost as much as one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from corral.agent.host import Registration
+from corral.agent.picture import Picture
+from corral.agent.ports import Joined
+from corral.governor.protocol import VmReport
+from corral.model import Project, ProjectSpec, Vm
+from corral.model.usage import CpuUsage, HostUsage, MemoryUsage, ProjectUsage, Usage, VmUsage
+from corral.runtime import Runtime
+from corral.store.objects import Objects
+
+FRESH_S = 0.5
+"""Half of the governor's period: looking more often shows nothing new."""
+
+
+class Meter:
+    """One per host."""
+
+    def __init__(
+        self, objects: Objects, picture: Picture, registration: Registration, joined: Joined, rt: Runtime
+    ) -> None:
+        self._objects, self._picture, self._registration = objects, picture, registration
+        self._joined, self._rt = joined, rt
+        self._last: tuple[float, Usage] | None = None
+        self._one = asyncio.Lock()
+
+    async def usage(self) -> Usage:
+        """Usage as of now. Raises Unavailable when the store does not answer."""
+        async with self._one:
+            now = self._rt.clock.monotonic()
+            if self._last is None or now - self._last[0] >= FRESH_S:
+                self._last = now, await self._look()
+            return self._last[1]
+
+    async def _look(self) -> Usage:
+        here = [vm for id in self._picture.alive if (vm := self._picture.vms.get(id)) is not None]
+        here = [vm for vm in here if vm.status.host == self._registration.name and vm.status.pid is not None]
+        here.sort(key=lambda vm: (vm.meta.project, vm.meta.name))
+        held = await self._joined.held([vm.status.pid for vm in here if vm.status.pid is not None])
+        report = self._joined.governing.report()
+        said = {one.id: one for one in report.vms} if report else {}
+        vms = tuple(_vm(vm, said.get(vm.meta.id), used) for vm, used in zip(here, held, strict=True))
+        specs = {one.meta.name: one.spec for one in (await self._objects.list(Project)).items} if vms else {}
+        facts = self._joined.facts()
+        host = HostUsage(
+            name=self._registration.name, cores=report.cores if report else facts.cpus,
+            memory=facts.memory, memory_available=facts.memory_available,
+        )  # fmt: skip
+        if report:
+            host = HostUsage(
+                name=host.name, cores=host.cores, memory=host.memory, memory_available=host.memory_available,
+                mode=report.mode, steering=report.steering, period_s=report.period_s, idle=report.idle,
+                foreign=report.foreign, governor=report.cost,
+            )  # fmt: skip
+        names = sorted({vm.project for vm in vms})
+        projects = tuple(
+            _project(name, specs.get(name, ProjectSpec()), [vm for vm in vms if vm.project == name]) for name in names
+        )
+        return Usage(at=self._rt.clock.now(), host=host, vms=vms, projects=projects)
+
+
+def _vm(vm: Vm, said: VmReport | None, held: int | None) -> VmUsage:
+    spec = vm.spec.cpu
+    cpu = CpuUsage(weight=spec.weight, reserve=spec.reserve, limit=_limit(vm))
+    if said is not None:
+        cpu = CpuUsage(
+            weight=spec.weight, reserve=spec.reserve, limit=_limit(vm), entitled=said.entitled, granted=said.granted,
+            used=said.used, wait=said.wait, credit=said.credit, throttled=said.throttled,
+        )  # fmt: skip
+    return VmUsage(
+        id=vm.meta.id, name=vm.meta.name, project=vm.meta.project, phase=vm.status.phase,
+        accelerator=vm.status.accelerator, cpu=cpu, memory=MemoryUsage(size=vm.spec.memory.size, used=held),
+    )  # fmt: skip
+
+
+def _limit(vm: Vm) -> float:
+    return float(vm.spec.cpu.count) if vm.spec.cpu.limit is None else vm.spec.cpu.limit
+
+
+def _project(name: str, spec: ProjectSpec, vms: list[VmUsage]) -> ProjectUsage:
+    return ProjectUsage(
+        name=name, weight=spec.cpu_weight, reserve=spec.cpu_reserve, limit=spec.cpu_limit, vms=len(vms),
+        entitled=_sum(vm.cpu.entitled for vm in vms), granted=_sum(vm.cpu.granted for vm in vms),
+        used=_sum(vm.cpu.used for vm in vms), memory_size=sum(vm.memory.size for vm in vms),
+        memory_used=_sum(vm.memory.used for vm in vms),
+    )  # fmt: skip
+
+
+def _sum(values: Iterable[Any]) -> Any:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None

@@ -1,0 +1,94 @@
+"""Who uses what on a host, at one moment. CPU in cores (1.0 is one CPU's full time), memory in bytes.
+
+No kind: it is measured when somebody asks and never stored. A value that is not known is None, never a guess.
+"""
+
+from __future__ import annotations
+
+from corral.model.base import Struct
+from corral.model.vm import Phase
+
+
+class CpuUsage(Struct, frozen=True, kw_only=True):
+    """CPU time of one VM over the last period, beside what its record says. All None while no governor reports."""
+
+    weight: int
+    reserve: float
+    limit: float
+    """What it gets at most: its own limit, or as many cores as it has CPUs."""
+    entitled: float | None = None
+    """What it should have had, by its weight and what it wanted."""
+    granted: float | None = None
+    """What it could have had at least, had it wanted more."""
+    used: float | None = None
+    wait: float | None = None
+    """Threads that were ready to run and did not run, on average."""
+    credit: float | None = None
+    """CPU-seconds that it is owed; below zero: that it has had too much."""
+    throttled: float | None = None
+    """Cores' time that its limit held back."""
+
+
+class MemoryUsage(Struct, frozen=True, kw_only=True):
+    """Memory of one VM."""
+
+    size: int
+    """What the guest has."""
+    used: int | None = None
+    """What its QEMU holds of the host's memory; pages shared with others count in part."""
+
+
+class VmUsage(Struct, frozen=True, kw_only=True):
+    """One VM that has a process."""
+
+    id: str
+    name: str
+    project: str
+    phase: Phase
+    accelerator: str = ""
+    cpu: CpuUsage
+    memory: MemoryUsage
+
+
+class ProjectUsage(Struct, frozen=True, kw_only=True):
+    """The running VMs of one project together. A sum is None when nothing of it is known."""
+
+    name: str
+    weight: int
+    reserve: float
+    limit: float | None
+    vms: int
+    entitled: float | None = None
+    granted: float | None = None
+    used: float | None = None
+    memory_size: int = 0
+    memory_used: int | None = None
+
+
+class HostUsage(Struct, frozen=True, kw_only=True):
+    """The host over the last period."""
+
+    name: str
+    cores: int
+    memory: int
+    memory_available: int
+    mode: str = ""
+    """How CPU shares are enforced, for people; empty while no governor reports."""
+    steering: bool = False
+    """Threads are moved between cores right now."""
+    period_s: float | None = None
+    idle: float | None = None
+    foreign: float | None = None
+    """Cores used by what is no VM."""
+    governor: float | None = None
+    """Cores that dividing the CPU time costs."""
+
+
+class Usage(Struct, frozen=True, kw_only=True):
+    """Everything at one moment; VMs by project and name."""
+
+    at: float
+    """Wall time, seconds since 1970."""
+    host: HostUsage
+    vms: tuple[VmUsage, ...] = ()
+    projects: tuple[ProjectUsage, ...] = ()
