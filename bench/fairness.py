@@ -1,7 +1,7 @@
 """How exactly busy VMs get their shares: real guests, the same ones under three arms, one after the other in one run.
 
 Method. Micro guests run busy loops. For each set of weights the arms are: `nothing` (no control groups, the kernel's own
-balance), `weights` (cgroup weights set once by hand, below one parent of weight 8192) and `corral` (the daemon and its
+balance), `weights` (cgroup weights set once by hand, below one parent) and `corral` (the daemon and its
 governor; in the other arms the daemon is down, VMs run on). Every 100 ms the run time of all threads of each QEMU is
 read (/proc/PID/task/TID/schedstat) by this process at SCHED_FIFO, so that the windows are exact. Over windows of 1 s and
 10 s, x = used / entitled, where the entitlement is water-filling of what the VMs got together by their weights, at most

@@ -23,7 +23,7 @@ def v1(root: Path) -> tuple[Groups, dict[str, Path]]:
     mounts = {name: root / name for name in ("cpu", "cpuacct", "memory")}
     for mount in mounts.values():
         mount.mkdir()
-    groups = GroupsV1(mounts, "corral-test")
+    groups = GroupsV1(mounts, "corral-test", 8)
     return groups, {
         "weight": mounts["cpu"] / "corral-test" / ID / "cpu.shares",
         "cap": mounts["cpu"] / "corral-test" / ID / "cpu.cfs_quota_us",
@@ -34,7 +34,7 @@ def v1(root: Path) -> tuple[Groups, dict[str, Path]]:
 
 def v2(root: Path) -> tuple[Groups, dict[str, Path]]:
     base = root / "corral-test"
-    return GroupsV2(root, "corral-test", frozenset({"cpu", "memory"})), {
+    return GroupsV2(root, "corral-test", 8, frozenset({"cpu", "memory"})), {
         "weight": base / ID / "cpu.weight", "cap": base / ID / "cpu.max", "parent": base / "cpu.weight",
         "memory": base / ID / "memory.max",
     }  # fmt: skip

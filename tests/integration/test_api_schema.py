@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
@@ -82,6 +82,12 @@ def about_what_exists(case: schemathesis.Case) -> None:
         case.query = {k: v for k, v in (case.query or {}).items() if k not in ("project", "follow")}
 
 
+def expressible(case: schemathesis.Case) -> bool:
+    """A query string has no lists in lists and no objects: what is one of these becomes another, valid request."""
+    given = dict(case.query or {}).items()
+    return not any(isinstance(v, dict) or (isinstance(v, list) and k != "label") for k, v in given)
+
+
 def test_every_answer_is_documented(daemon: tuple[str, Path]) -> None:
     schema = schemathesis.openapi.from_url(f"{daemon[0]}/openapi.json")
     schema.config.update(base_url=daemon[0])
@@ -97,6 +103,7 @@ def test_every_answer_is_documented(daemon: tuple[str, Path]) -> None:
             @given(case=operation.as_strategy(generation_mode=mode))
             def ask(case: schemathesis.Case) -> None:
                 nonlocal asked
+                assume(expressible(case))
                 asked += 1
                 about_what_exists(case)
                 case.call_and_validate(checks=CHECKS, timeout=20)

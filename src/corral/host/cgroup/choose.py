@@ -23,14 +23,15 @@ def choose(state: Path, mounts: Path = Path("/proc/self/mounts")) -> Groups:
         return NoGroups("they need root; weights become nice values, limits (caps) cannot be enforced")
     rows = [line.split() for line in mounts.read_text().splitlines()]
     ones = {c: Path(where) for _, where, kind, options, *_ in rows if kind == "cgroup" for c in options.split(",")}
+    cpus = len(os.sched_getaffinity(0))
     if all(controller in ones for controller in NEEDED):
-        return _tried(GroupsV1({c: ones[c] for c in USED if c in ones}, name))
+        return _tried(GroupsV1({c: ones[c] for c in USED if c in ones}, name, cpus))
     for _, where, kind, *_ in rows:
         root = Path(where)
         if kind == "cgroup2" and "cpu" in (controllers := (root / "cgroup.controllers").read_text().split()):
             if Path("/run/systemd/system").exists():
                 return NoGroups(f"{root} belongs to systemd; weights become nice values, limits cannot be enforced")
-            return _tried(GroupsV2(root, name, frozenset(controllers)))
+            return _tried(GroupsV2(root, name, cpus, frozenset(controllers)))
     return NoGroups("no hierarchy with the cpu controller is mounted; limits (caps) cannot be enforced")
 
 

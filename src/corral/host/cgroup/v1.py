@@ -8,8 +8,10 @@ from corral.host.cgroup import files
 from corral.host.cgroup.protocol import PERIOD_S
 
 SHARES = 8192
-"""Shares of one core's worth, and of the parent of all VMs: well above the 1024 of everything else on the host, so that
-VMs hardly notice it; at 262144 they starved whoever governs them."""
+"""Shares of one core's worth, among VMs."""
+PARENT = 1024
+"""Shares of all VMs together, for each core of the host: on a core they weigh as much as one other process. With more,
+the platform's own commands starve beside busy guests (docs/decisions/0006)."""
 
 
 class GroupsV1:
@@ -17,7 +19,8 @@ class GroupsV1:
 
     shares = True
 
-    def __init__(self, mounts: dict[str, Path], name: str) -> None:
+    def __init__(self, mounts: dict[str, Path], name: str, cpus: int) -> None:
+        self._cpus = cpus
         self._parents = {controller: mounts[controller] / name for controller in mounts}
         self._cpu, self._account = self._parents["cpu"], self._parents["cpuacct"]
         self._memory = self._parents.get("memory")
@@ -29,7 +32,7 @@ class GroupsV1:
     def prepare(self, id: str) -> tuple[Path, ...]:
         for parent in self._parents.values():
             files.make(parent)
-        files.write(self._cpu / "cpu.shares", str(SHARES))
+        files.write(self._cpu / "cpu.shares", str(PARENT * self._cpus))
         groups = dict.fromkeys(files.make(parent / id).resolve() for parent in self._parents.values())
         return tuple(group / "cgroup.procs" for group in groups)
 

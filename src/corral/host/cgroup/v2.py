@@ -9,8 +9,8 @@ from corral.host.cgroup.protocol import PERIOD_S
 
 WEIGHT = 5000
 """Weight of one core's worth (1 to 10000 are allowed, so two cores' worth is the most that can be told apart)."""
-PARENT = 800
-"""Weight of all VMs together, against 100 of everything else: the same ratio as on version 1."""
+PARENT = 100
+"""Weight of all VMs together for each core of the host, against 100 of each other group: as on version 1."""
 CONTROLLERS = ("cpu", "memory")
 
 
@@ -19,7 +19,8 @@ class GroupsV2:
 
     shares = True
 
-    def __init__(self, root: Path, name: str, controllers: frozenset[str]) -> None:
+    def __init__(self, root: Path, name: str, cpus: int, controllers: frozenset[str]) -> None:
+        self._cpus = cpus
         self._root, self._parent, self._controllers = root, root / name, controllers
 
     def describe(self) -> str:
@@ -33,7 +34,7 @@ class GroupsV2:
         files.write(self._root / "cgroup.subtree_control", enable)
         files.make(self._parent)
         files.write(self._parent / "cgroup.subtree_control", enable)
-        files.write(self._parent / "cpu.weight", str(PARENT))
+        files.write(self._parent / "cpu.weight", str(min(10_000, PARENT * self._cpus)))
         return (files.make(self._parent / id) / "cgroup.procs",)
 
     def weight(self, id: str, cores: float) -> None:
