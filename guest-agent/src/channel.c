@@ -303,13 +303,20 @@ static void serve_eof(struct channel *c)
 	shut(&c->fd[STDIN]);
 }
 
+static bool unheard(const struct channel *c, int which)
+{
+	return c->fd[which] >= 0 && c->slot[which] < 0;
+}
+
 static void serve_end(struct channel *c)
 {
 	bool open_output = c->fd[STDOUT] >= 0 || c->fd[STDERR] >= 0;
 	if (!c->reaped || !c->started || !out_room_control())
 		return;
-	if (open_output && (c->credit <= FRAME_COST || !out_room_data()))
-		c->quiet_since = now_ms(); /* not the program but the host is slow */
+	/* Quiet is only what was listened to: without credit or room outputs are not polled, and while the host is slow
+	   any time may have passed since. */
+	if (unheard(c, STDOUT) || unheard(c, STDERR) || c->credit <= FRAME_COST || !out_room_data())
+		c->quiet_since = now_ms();
 	/* A program left in the background may hold the output open for ever: do not wait for it. */
 	if (open_output && now_ms() - c->quiet_since < GRACE_MS)
 		return;
