@@ -145,7 +145,7 @@ async def test_a_guest_that_powered_off_while_no_daemon_ran_is_told_from_a_crash
     await asyncio.gather(daemon_dies(root, well.id), daemon_dies(root, crashed.id))
     for pid in processes(crashed.id):
         os.kill(pid, signal.SIGKILL)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while processes(well.id) or processes(crashed.id):
             await asyncio.sleep(0.05)
     ends = {seen.id: seen.exit for seen in await engine.inventory()}
