@@ -14,7 +14,18 @@ from pathlib import Path
 import pytest
 
 from corral.engine.fake import FakeEngine, FakeWorld
-from corral.engine.protocol import Card, Drive, Engine, HostForward, Machine, Sighting, State
+from corral.engine.protocol import (
+    Card,
+    CardStats,
+    Drive,
+    DriveStats,
+    Engine,
+    HostForward,
+    Machine,
+    Sighting,
+    State,
+    Stats,
+)
 from corral.engine.qemu.engine import QemuEngine
 from corral.errors import CorralError, Invalid, Refused
 from corral.runtime import Runtime, process
@@ -292,6 +303,26 @@ async def test_an_impossible_machine_is_refused_with_every_reason(host: Host) ->
         await host.engine.create(bad)
     assert {"id", "memory", "cpus", "ports"} <= {problem.field for problem in caught.value.problems}
     assert await host.engine.inventory() == []
+
+
+async def test_a_guests_use_of_its_drives_is_counted_from_the_start_of_its_process(host: Host) -> None:
+    machine = host.machine(cards=(card(free_port()),))
+    await host.engine.create(machine)
+    before = await host.engine.stats(machine.id)
+    assert before == Stats(drives=(DriveStats(name="root"),), cards=(CardStats(name="nic0"),))
+    await host.engine.resume(machine.id)
+    async with asyncio.timeout(15):
+        while not (now := await host.engine.stats(machine.id)).drives[0].reads:
+            await asyncio.sleep(0.05)
+    (root,) = now.drives
+    assert root.read >= 512 * root.reads > 0, "whole sectors: at least the one it boots from"
+    assert (root.written, root.writes, root.flushes, root.failed) == (0, 0, 0, 0)
+    await host.restart()
+    assert (await host.engine.stats(machine.id)).drives[0].reads >= root.reads
+    await host.engine.kill(machine.id)
+    with pytest.raises(Refused) as caught:
+        await host.engine.stats(machine.id)
+    assert caught.value.code == "wrong-phase"
 
 
 async def test_a_silent_hypervisor_is_unresponsive_and_delays_nobody(host: Host) -> None:

@@ -13,9 +13,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
+
 from corral.engine.protocol import (
     Capabilities,
+    CardStats,
     Channels,
+    DriveStats,
     EngineEvent,
     Exit,
     HostForward,
@@ -23,6 +27,7 @@ from corral.engine.protocol import (
     Probe,
     Sighting,
     State,
+    Stats,
 )
 from corral.engine.qemu.command import check
 from corral.errors import Refused, Unavailable
@@ -31,6 +36,8 @@ from corral.runtime import Runtime
 _ALIVE = {State.CREATED, State.RUNNING, State.PAUSED, State.SHUTDOWN, State.PANICKED}
 STATUS_DEADLINE, COMMAND_DEADLINE = 2.0, 5.0
 """What a silent hypervisor costs a caller, as with QEMU."""
+SECTOR = 512
+"""Bytes that a boot reads at least."""
 
 
 class FakeMachine:
@@ -48,6 +55,7 @@ class FakeMachine:
         """The hypervisor does not answer."""
         self.deaf = False
         """The guest does not answer, nor obey the power button."""
+        self.drives = {drive.name: DriveStats(name=drive.name) for drive in machine.drives}
 
     @property
     def alive(self) -> bool:
@@ -56,6 +64,11 @@ class FakeMachine:
     @property
     def forwards(self) -> tuple[HostForward, ...]:
         return tuple(forward for card in self.machine.cards for forward in card.forwards)
+
+    def count(self, drive: str, **counts: int) -> None:
+        before = self.drives[drive]
+        grown = {name: getattr(before, name) + more for name, more in counts.items()}
+        self.drives[drive] = msgspec.structs.replace(before, **grown)
 
 
 class FakeWorld:
@@ -118,6 +131,10 @@ class FakeWorld:
         machine = self._running(id)
         self._boot(machine)
         self.publish(EngineEvent(id, "reset", "guest-reset"))
+
+    def work(self, id: str, drive: str, **counts: int) -> None:
+        """The guest uses a drive: ``counts`` (``reads``, ``written`` …) are added to its :class:`DriveStats`."""
+        self._running(id).count(drive, **counts)
 
     def lose_power(self) -> None:
         """The host itself goes down: every machine ends without a word, nobody is told."""
@@ -216,6 +233,10 @@ class FakeWorld:
     def _boot(self, machine: FakeMachine) -> None:
         machine.boots += 1
         machine.deaf = False
+        for drive in machine.machine.drives:
+            if drive.bootable:
+                machine.count(drive.name, reads=1, read=SECTOR)
+                break
         machine.ready_at = self.rt.clock.monotonic() + self.rt.random.uniform(*self.boot)
 
     def end(self, machine: FakeMachine, exit: Exit) -> None:
@@ -319,6 +340,11 @@ class FakeEngine:
     async def vcpus(self, id: str) -> tuple[int, ...]:
         machine = await self._answering(id)
         return tuple(machine.pid + 1 + number for number in range(machine.machine.cpus))
+
+    async def stats(self, id: str) -> Stats:
+        machine = await self._answering(id)
+        cards = tuple(CardStats(name=card.name) for card in machine.machine.cards)
+        return Stats(drives=tuple(machine.drives.values()), cards=cards)
 
     def channels(self, id: str) -> Channels:
         run = self._world.root / id / "run"

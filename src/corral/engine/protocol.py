@@ -133,6 +133,36 @@ class EngineEvent(NamedTuple):
     message: str = ""
 
 
+class DriveStats(Struct, frozen=True, kw_only=True):
+    """What the guest did with one drive since its process began."""
+
+    name: str
+    read: int = 0
+    """Bytes."""
+    written: int = 0
+    """Bytes."""
+    reads: int = 0
+    writes: int = 0
+    flushes: int = 0
+    failed: int = 0
+    """Reads, writes, flushes and discards that the host could not do."""
+
+
+class CardStats(Struct, frozen=True, kw_only=True):
+    """What went through one card since its process began, in bytes; None where nobody counts (user mode)."""
+
+    name: str
+    received: int | None = None
+    sent: int | None = None
+
+
+class Stats(Struct, frozen=True, kw_only=True):
+    """Counters of a machine's devices. They only grow, and begin at 0 with each process."""
+
+    drives: tuple[DriveStats, ...] = ()
+    cards: tuple[CardStats, ...] = ()
+
+
 class Probe(Struct, frozen=True, kw_only=True):
     """One way of making CPUs, tried for real."""
 
@@ -215,6 +245,10 @@ class Engine(Protocol):
 
     async def vcpus(self, id: str) -> tuple[int, ...]:
         """Thread ids of the virtual CPUs, in their order. Raises Refused ``wrong-phase`` when it does not run."""
+        ...
+
+    async def stats(self, id: str) -> Stats:
+        """What its drives and cards did, in their order. Raises Refused ``wrong-phase`` when it does not run."""
         ...
 
     def channels(self, id: str) -> Channels: ...

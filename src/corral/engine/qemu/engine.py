@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from corral.engine.protocol import Capabilities, Channels, EngineEvent, Machine, Sighting, State
+from corral.engine.protocol import Capabilities, Channels, EngineEvent, Machine, Sighting, State, Stats
 from corral.engine.qemu import firmware
 from corral.engine.qemu.adopt import find_lost, read_trace
 from corral.engine.qemu.arch import arch_of
@@ -35,6 +35,7 @@ from corral.engine.qemu.machine import QemuMachine
 from corral.engine.qemu.probe import probe
 from corral.engine.qemu.qmp import Verb
 from corral.engine.qemu.record import Record, RunDir
+from corral.engine.qemu.stats import stats_of
 from corral.errors import CorralError, Refused, Unavailable
 from corral.runtime import Runtime, process
 from corral.runtime.process import boot_id
@@ -215,6 +216,10 @@ class QemuEngine:
         outer = process.threads(machine.record.pid)  # QEMU knows the numbers of its own pid namespace
         numbers = [row["thread-id"] for row in sorted(rows, key=lambda row: row["cpu-index"])]
         return tuple(outer[number] for number in numbers if number in outer)
+
+    async def stats(self, id: str) -> Stats:
+        machine = await self._known(id)
+        return stats_of(machine.record.machine, await machine.command(Verb.BLOCK_STATS))
 
     def channels(self, id: str) -> Channels:
         run = RunDir(self._root, id)

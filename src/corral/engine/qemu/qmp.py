@@ -33,6 +33,7 @@ class Verb(StrEnum):
 
     STATUS = "query-status"
     CPUS = "query-cpus-fast"
+    BLOCK_STATS = "query-blockstats"
     CONTINUE = "cont"
     STOP = "stop"
     RESET = "system_reset"
