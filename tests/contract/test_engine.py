@@ -325,6 +325,25 @@ async def test_a_guests_use_of_its_drives_is_counted_from_the_start_of_its_proce
     assert caught.value.code == "wrong-phase"
 
 
+async def test_a_machine_has_all_its_memory_until_some_is_asked_back(host: Host) -> None:
+    machine = host.machine(memory=96 << 20)
+    assert (await host.engine.create(machine)).memory == 96 << 20
+    sight = await host.engine.memory(machine.id)
+    assert (sight.size, sight.granted, sight.available, sight.at) == (96 << 20, 96 << 20, None, None)
+    await host.engine.resume(machine.id)
+    await host.engine.poll_memory(machine.id, 1)
+    await host.engine.poll_memory(machine.id, 0)
+    await host.engine.balloon(machine.id, 96 << 20)
+    await host.restart()
+    assert (await host.engine.memory(machine.id)).granted == 96 << 20
+    assert (await host.engine.inspect(machine.id)).memory == 96 << 20
+    await host.engine.kill(machine.id)
+    for late in (host.engine.memory(machine.id), host.engine.balloon(machine.id, 1), host.engine.poll_memory("no", 1)):
+        with pytest.raises(Refused) as caught:
+            await late
+        assert caught.value.code == "wrong-phase"
+
+
 async def test_a_silent_hypervisor_is_unresponsive_and_delays_nobody(host: Host) -> None:
     silent, well = await host.started(), await host.started()
     pid = (await host.engine.inspect(silent.id)).pid

@@ -160,3 +160,21 @@ async def test_the_same_seed_makes_the_same_world(rt: Runtime) -> None:
         return times
 
     assert await story() == await story()
+
+
+async def test_a_guest_gives_back_what_it_does_not_need_and_takes_it_again_when_it_does(
+    world: FakeWorld, rt: Runtime
+) -> None:
+    engine, id, _ = await booted(world, rt)
+    size = (await engine.memory(id)).size
+    world.need(id, size // 2)
+    await engine.balloon(id, 1)
+    await engine.poll_memory(id, 1)
+    sight = await engine.memory(id)
+    assert (sight.granted, sight.available) == (size // 2, 0)
+    world.need(id, size)
+    assert (await engine.memory(id)).granted == size
+    world.deafen(id)
+    before = (await engine.memory(id)).at
+    await rt.clock.sleep(5)
+    assert (await engine.memory(id)).at == before, "what a guest that hangs said is old"

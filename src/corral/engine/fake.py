@@ -24,6 +24,7 @@ from corral.engine.protocol import (
     Exit,
     HostForward,
     Machine,
+    MemorySight,
     Probe,
     Sighting,
     State,
@@ -55,6 +56,12 @@ class FakeMachine:
         """The hypervisor does not answer."""
         self.deaf = False
         """The guest does not answer, nor obey the power button."""
+        self.granted = machine.memory
+        self.needed = machine.memory // 4
+        """Bytes of memory that the guest uses and cannot give back."""
+        self.poll_s = 0
+        self.said: tuple[int, float] | None = None
+        """What the guest had available when it last said so, and when."""
         self.drives = {drive.name: DriveStats(name=drive.name) for drive in machine.drives}
 
     @property
@@ -135,6 +142,12 @@ class FakeWorld:
     def work(self, id: str, drive: str, **counts: int) -> None:
         """The guest uses a drive: ``counts`` (``reads``, ``written`` …) are added to its :class:`DriveStats`."""
         self._running(id).count(drive, **counts)
+
+    def need(self, id: str, memory: int) -> None:
+        """The guest uses so many bytes of its memory; one that has less takes them out of its balloon."""
+        machine = self._running(id)
+        machine.needed = memory
+        machine.granted = max(machine.granted, memory)
 
     def lose_power(self) -> None:
         """The host itself goes down: every machine ends without a word, nobody is told."""
@@ -291,6 +304,7 @@ class FakeEngine:
             started_at=machine.started_at,
             epoch=machine.machine.epoch,
             accelerator=self._world.accelerator,
+            memory=machine.machine.memory,
             exit=machine.exit,
             forwards=machine.forwards,
         )
@@ -345,6 +359,23 @@ class FakeEngine:
         machine = await self._answering(id)
         cards = tuple(CardStats(name=card.name) for card in machine.machine.cards)
         return Stats(drives=tuple(machine.drives.values()), cards=cards)
+
+    async def memory(self, id: str) -> MemorySight:
+        machine = await self._answering(id)
+        if machine.poll_s and self._world.answers(id):
+            machine.said = machine.granted - machine.needed, self._rt.clock.now()
+        available, at = machine.said or (None, None)
+        return MemorySight(
+            size=machine.machine.memory, granted=machine.granted, available=available, free=available, at=at
+        )
+
+    async def poll_memory(self, id: str, every_s: int) -> None:
+        (await self._answering(id)).poll_s = every_s
+
+    async def balloon(self, id: str, target: int) -> None:
+        machine = await self._answering(id)
+        if self._world.answers(id):
+            machine.granted = min(machine.machine.memory, max(target, machine.needed))
 
     def channels(self, id: str) -> Channels:
         run = self._world.root / id / "run"

@@ -118,6 +118,8 @@ class Sighting(Struct, frozen=True, kw_only=True):
     """Wall time."""
     epoch: int = 0
     accelerator: str = ""
+    memory: int = 0
+    """Bytes its hardware has; 0 of one that is not known."""
     exit: Exit | None = None
     forwards: tuple[HostForward, ...] = ()
 
@@ -161,6 +163,22 @@ class Stats(Struct, frozen=True, kw_only=True):
 
     drives: tuple[DriveStats, ...] = ()
     cards: tuple[CardStats, ...] = ()
+
+
+class MemorySight(Struct, frozen=True, kw_only=True):
+    """Memory of a machine, in bytes. What its guest says is None where it says nothing (no driver, not booted yet)."""
+
+    size: int
+    """What its hardware has."""
+    granted: int
+    """What the guest may use of it now: the rest is in its balloon."""
+    available: int | None = None
+    """What the guest could still use without hurting itself: free memory and caches it can drop."""
+    free: int | None = None
+    total: int | None = None
+    """All that the guest's kernel manages: less than ``granted`` by what the kernel keeps for itself."""
+    at: float | None = None
+    """Wall time at which the guest said it, whole seconds. Only polled guests say anything new."""
 
 
 class Probe(Struct, frozen=True, kw_only=True):
@@ -249,6 +267,19 @@ class Engine(Protocol):
 
     async def stats(self, id: str) -> Stats:
         """What its drives and cards did, in their order. Raises Refused ``wrong-phase`` when it does not run."""
+        ...
+
+    async def memory(self, id: str) -> MemorySight:
+        """Its memory now. Raises Refused ``wrong-phase`` when it does not run."""
+        ...
+
+    async def poll_memory(self, id: str, every_s: int) -> None:
+        """Have the guest say this often, in whole seconds, what memory it needs; 0: never, which costs nothing."""
+        ...
+
+    async def balloon(self, id: str, target: int) -> None:
+        """Let the guest have ``target`` bytes of its memory, at most all. Returns at once; the guest follows in its own
+        time. Never ask for what it needs itself: it would try for ever, and burn CPU time doing so."""
         ...
 
     def channels(self, id: str) -> Channels: ...

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from corral.engine.protocol import Capabilities, Channels, EngineEvent, Machine, Sighting, State, Stats
+from corral.engine.protocol import Capabilities, Channels, EngineEvent, Machine, MemorySight, Sighting, State, Stats
 from corral.engine.qemu import firmware
 from corral.engine.qemu.adopt import find_lost, read_trace
 from corral.engine.qemu.arch import arch_of
@@ -32,6 +32,7 @@ from corral.engine.qemu.launcher import (
     spawn,
 )
 from corral.engine.qemu.machine import QemuMachine
+from corral.engine.qemu.memory import GUEST_STATS, POLLING, sight_of
 from corral.engine.qemu.probe import probe
 from corral.engine.qemu.qmp import Verb
 from corral.engine.qemu.record import Record, RunDir
@@ -220,6 +221,18 @@ class QemuEngine:
     async def stats(self, id: str) -> Stats:
         machine = await self._known(id)
         return stats_of(machine.record.machine, await machine.command(Verb.BLOCK_STATS))
+
+    async def memory(self, id: str) -> MemorySight:
+        machine = await self._known(id)
+        state = await machine.command(Verb.BALLOON_STATE)
+        said = await machine.command(Verb.GET, {**GUEST_STATS})
+        return sight_of(machine.record.machine, state, said)
+
+    async def poll_memory(self, id: str, every_s: int) -> None:
+        await (await self._known(id)).command(Verb.SET, {**POLLING, "value": every_s})
+
+    async def balloon(self, id: str, target: int) -> None:
+        await (await self._known(id)).command(Verb.BALLOON, {"value": target})
 
     def channels(self, id: str) -> Channels:
         run = RunDir(self._root, id)

@@ -119,7 +119,7 @@ class QemuMachine:
             await self._link.close()
             self._link = None
 
-    async def call(self, verb: Verb, *, timeout: float) -> Any:
+    async def call(self, verb: Verb, arguments: dict[str, object] | None = None, *, timeout: float) -> Any:
         """Say ``verb`` over the link, which is made if there is none. ``timeout`` bounds both, seconds."""
         try:
             async with deadline(timeout, f"QEMU's answer to {verb.value}"):
@@ -130,15 +130,15 @@ class QemuMachine:
                             self._link = None
                         self._link = await Link.open(self.id, self.run.socket("qmp"), self._on_event, timeout)
                     link = self._link
-                return await link.call(verb, timeout=timeout)
+                return await link.call(verb, arguments, timeout=timeout)
         except Unavailable as error:
             raise Unavailable(error.message, code="unresponsive") from error
 
-    async def command(self, verb: Verb) -> Any:
+    async def command(self, verb: Verb, arguments: dict[str, object] | None = None) -> Any:
         """Say ``verb`` to a machine that must be alive (else Refused ``wrong-phase``); returns its answer."""
         if not self.alive:
             raise Refused(f"machine {self.id} does not run", code="wrong-phase")
-        return await self.call(verb, timeout=COMMAND_DEADLINE)
+        return await self.call(verb, arguments, timeout=COMMAND_DEADLINE)
 
     def _on_event(self, name: str, data: dict[str, Any]) -> None:
         message = str(data.get("reason") or data.get("action") or name.lower())[:200]
@@ -178,11 +178,11 @@ class QemuMachine:
         if state is State.EXITED:
             return Sighting(
                 id=self.id, state=state, epoch=record.machine.epoch, accelerator=record.accelerator, exit=record.exit,
-                started_at=record.started_at, forwards=forwards,
+                started_at=record.started_at, memory=record.machine.memory, forwards=forwards,
             )  # fmt: skip
         return Sighting(
             id=self.id, state=state, pid=record.pid, started_at=record.started_at, epoch=record.machine.epoch,
-            accelerator=record.accelerator, forwards=forwards,
+            accelerator=record.accelerator, memory=record.machine.memory, forwards=forwards,
         )  # fmt: skip
 
 
