@@ -172,12 +172,12 @@ def launch(platform: Platform, count: int) -> list[Vm]:
     return [Vm(platform, f"v-{n + 1}") for n in range(count)]
 
 
-def constant(platform: Platform, runs: int, seconds: float, sets: tuple[str, ...]) -> None:
+def constant(platform: Platform, runs: int, seconds: float, sets: tuple[str, ...], arms_: tuple[str, ...]) -> None:
     rows = []
     for text in sets:
         weights = [float(word) for word in text.split(":")]
         with fleet(platform, len(weights), lambda _n: BUSY) as (vms, arms):
-            for arm in ARMS:
+            for arm in arms_:
                 arms.enter(arm, vms, weights)
                 ones, tens, fair, idles = [], [], [], []
                 for _ in range(runs):
@@ -271,13 +271,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--only", choices=["constant", "changing", "caps", "reservation"], action="append")
     parser.add_argument("--sets", nargs="+", default=SETS)
+    parser.add_argument("--arms", nargs="+", default=ARMS)
     options = parser.parse_args()
     only = options.only or ["constant", "changing", "caps", "reservation"]
     with Platform() as platform:
         platform.up()
         platform.run("image", "build", "micro", timeout=300)
         if "constant" in only:
-            constant(platform, options.runs, options.seconds, tuple(options.sets))
+            constant(platform, options.runs, options.seconds, tuple(options.sets), tuple(options.arms))
         if "changing" in only:
             changing(platform, options.runs, max(24.0, options.seconds))
         if "caps" in only:

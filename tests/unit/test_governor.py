@@ -187,3 +187,13 @@ def test_an_idle_vm_can_count_on_its_share_at_once() -> None:
     demands = [Demand(plan, wanted, 1.0) for plan, wanted in zip(plans, (1.0, 1.0, 0.0), strict=True)]
     granted = [grant.granted for grant in entitlements(1.5, demands, ())]
     assert granted[2] == pytest.approx(granted[0])
+
+
+def test_a_reservation_holds_in_a_project_that_weighs_next_to_nothing() -> None:
+    plans = [
+        VmPlan(id="a", project="light", pid=1, threads=(2,), reserve=0.5),
+        VmPlan(id="b", project="heavy", pid=1, threads=(2,)),
+    ]
+    projects = (ProjectPlan(name="light", weight=1.0), ProjectPlan(name="heavy", weight=10_000.0))
+    found = entitlements(1.0, [Demand(plan, 1.0, 1.0) for plan in plans], projects)
+    assert [round(grant.entitled, 3) for grant in found] == [0.5, 0.5]

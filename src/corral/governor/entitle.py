@@ -7,7 +7,13 @@ from typing import NamedTuple
 import numpy as np
 
 from corral.governor.protocol import ProjectPlan, VmPlan
-from corral.scheduler.shares.fill import fill
+from corral.scheduler.shares.fill import total
+from corral.scheduler.shares.nested import Parties, divide
+
+LEAST = 1e-3
+"""Cores that anybody can count on: a weight of 0 would starve a guest that wakes up between two decisions."""
+SHORT = 1e-9
+"""Cores. Rounding is less than this, a real shortage more."""
 
 
 class Demand(NamedTuple):
@@ -26,43 +32,27 @@ class Grant(NamedTuple):
 
 
 def entitlements(capacity: float, demands: list[Demand], projects: tuple[ProjectPlan, ...]) -> list[Grant]:
-    """Water-filling over projects, then over the VMs of each (:mod:`corral.scheduler.shares`)."""
-    members: dict[str, list[int]] = {}
-    for number, demand in enumerate(demands):
-        members.setdefault(demand.plan.project, []).append(number)
+    """Water-filling over projects, then over the VMs of each (:mod:`corral.scheduler.shares.nested`)."""
+    if not demands:
+        return []
+    numbers = {name: n for n, name in enumerate(dict.fromkeys(demand.plan.project for demand in demands))}
+    project = np.array([numbers[demand.plan.project] for demand in demands])
     plans = {plan.name: plan for plan in projects}
-    found = [plans.get(name, ProjectPlan(name=name)) for name in members]
-    wanted = [sum(min(demands[n].wanted, demands[n].most) for n in mine) for mine in members.values()]
-    shares = fill(
-        capacity,
-        np.array([plan.weight for plan in found], dtype=float),
-        np.array([plan.reserve for plan in found], dtype=float),
-        np.array([capacity if plan.limit is None else plan.limit for plan in found], dtype=float),
-        np.array(wanted, dtype=float),
-    )
-    grants = [Grant(0.0, 0.0)] * len(demands)
-    for plan, mine, share, want in zip(found, members.values(), shares.entitlement, wanted, strict=True):
-        # A project that is not short could have more: its VMs can count on what it would get if all were hungry.
-        room = float(share) if share < want - 1e-9 else max(float(share), _fair(capacity, plan, found))
-        for number, grant in zip(mine, _within(float(share), room, [demands[n] for n in mine]), strict=True):
-            grants[number] = grant
-    return grants
-
-
-def _fair(capacity: float, plan: ProjectPlan, plans: list[ProjectPlan]) -> float:
-    fair = capacity * plan.weight / sum(other.weight for other in plans)
-    return min(capacity if plan.limit is None else plan.limit, max(plan.reserve, fair))
-
-
-def _within(share: float, room: float, demands: list[Demand]) -> list[Grant]:
-    weight = np.array([d.plan.weight for d in demands], dtype=float)
-    reserve = np.array([d.plan.reserve for d in demands], dtype=float)
-    most = np.array([d.most for d in demands], dtype=float)
-    wanted = np.array([d.wanted for d in demands], dtype=float)
-    filled = fill(share, weight, reserve, most, wanted)
-    short = float(np.minimum(wanted, most).sum()) > share + 1e-9
-    level = float(filled.level) if short else room / float(weight.sum())
+    rows = [
+        (plan.weight, plan.reserve, capacity if plan.limit is None else plan.limit)
+        for plan in (plans.get(name, ProjectPlan(name=name)) for name in numbers)
+    ]
+    tops = Parties(*np.array(rows).T)
+    table = [(d.plan.weight, d.plan.reserve, d.most, d.wanted) for d in demands]
+    weight, reserve, most, wanted = np.array(table).T
+    division = divide(capacity, tops, Parties(weight, reserve, most), wanted, project)
+    asked = total(np.minimum(wanted, most), project, len(numbers))
+    # A project that is not short could have more: its VMs can count on what it would get if all were hungry.
+    fair = np.minimum(tops.limit, np.maximum(tops.reserve, capacity * tops.weight / tops.weight.sum()))
+    short = asked > division.share + SHORT
+    room = np.maximum(division.share, fair)
+    level = np.where(short, division.level, room / total(weight, project, len(numbers)))[project]
     granted = np.minimum(most, np.maximum(reserve, level * weight))
-    hungry = wanted >= most - 1e-9
-    granted = np.where(hungry & short, filled.entitlement, np.maximum(granted, 1e-3))
-    return [Grant(float(e), float(g)) for e, g in zip(filled.entitlement, granted, strict=True)]
+    hungry = (wanted >= most - SHORT) & short[project]
+    granted = np.where(hungry, division.entitlement, np.maximum(granted, LEAST))
+    return [Grant(e, g) for e, g in zip(division.entitlement.tolist(), granted.tolist(), strict=True)]
