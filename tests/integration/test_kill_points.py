@@ -15,7 +15,7 @@ from tests.integration.platform import Platform, alive, wait_until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(180)]
 
-LAUNCH = [p for p in ALL_POINTS if p.startswith(("create.", "start.", "place.", "engine.", "api."))]
+LAUNCH = [p for p in ALL_POINTS if p.startswith(("create.", "start.", "place.", "engine.spawn.", "api."))]
 STOP = [p for p in ALL_POINTS if p.startswith("stop.")]
 DELETE = [p for p in ALL_POINTS if p.startswith("delete.")]
 

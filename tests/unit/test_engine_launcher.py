@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corral.engine.protocol import Card, Drive, Exit, HostForward, KernelBoot, Machine
+from corral.engine.protocol import Card, Drive, Exit, HostForward, KernelBoot, Layer, Machine
 from corral.engine.qemu import firmware
 from corral.engine.qemu.launcher import (
     FIRST_UID,
@@ -74,7 +74,7 @@ def test_writable_disks_become_the_vms_own(tmp_path: Path) -> None:
         path.write_bytes(b"")
         path.chmod(0o600)
     drives = (
-        Drive(name="root", path=disk, format="qcow2", backing=tmp_path / "base"),
+        Drive(name="root", path=disk, format="qcow2", layers=(Layer(path=tmp_path / "base", format="qcow2"),)),
         Drive(name="seed", path=seed, format="raw", readonly=True),
     )
     grant(machine(drives=drives), run, FIRST_UID)

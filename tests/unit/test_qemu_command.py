@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corral.engine.protocol import Card, Drive, HostForward, KernelBoot, Machine
+from corral.engine.protocol import Card, Drive, HostForward, KernelBoot, Layer, Machine
 from corral.engine.qemu.command import FREE_PORTS, SOCKETS, Surroundings, build
 from corral.engine.qemu.firmware import Firmware
 from corral.errors import CorralError, Invalid
@@ -21,7 +21,13 @@ TCG = Surroundings(accelerator="tcg", sockets=FDS, binary="/usr/bin/qemu-system-
 
 
 def machine(**more: Any) -> Machine:
-    root = Drive(name="root", path=Path("/v/root.qcow2"), format="qcow2", backing=Path("/i/disk.qcow2"), bootable=True)
+    root = Drive(
+        name="root",
+        path=Path("/v/root.qcow2"),
+        format="qcow2",
+        layers=(Layer(path=Path("/i/disk.qcow2"), format="qcow2"),),
+        bootable=True,
+    )
     seed = Drive(name="seed", path=Path("/v/seed.iso"), format="raw", readonly=True)
     forward = HostForward(protocol="tcp", address="127.0.0.1", host=8080, guest=80)
     card = Card(name="nic0", mac="52:54:00:12:34:56", hostname="web", forwards=(forward,))

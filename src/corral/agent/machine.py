@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from corral.agent.ports import BootFiles
-from corral.engine.protocol import Card, Drive, HostForward, KernelBoot, Machine
+from corral.engine.protocol import Card, Drive, HostForward, KernelBoot, Layer, Machine
 from corral.errors import Bug
 from corral.model import Vm
 from corral.model.vm import Port
@@ -70,8 +70,8 @@ def _drives(files: BootFiles, root: Path | None, seed: Path | None) -> tuple[Dri
     if root is not None:
         drives.append(
             Drive(
-                name="root", path=root, format="qcow2", backing=None if installer else files.disk,
-                backing_format="raw" if files.disk_format == "raw" else "qcow2", bootable=files.boot != "kernel",
+                name="root", path=root, format="qcow2", layers=() if installer else _image(files),
+                bootable=files.boot != "kernel",
             )
         )  # fmt: skip
     if installer and files.disk is not None:
@@ -80,6 +80,13 @@ def _drives(files: BootFiles, root: Path | None, seed: Path | None) -> tuple[Dri
     if seed is not None:
         drives.append(Drive(name="seed", path=seed, format="raw", readonly=True))
     return tuple(drives)
+
+
+def _image(files: BootFiles) -> tuple[Layer, ...]:
+    """What lies under the root disk."""
+    if files.disk is None:
+        return ()
+    return (Layer(path=files.disk, format="raw" if files.disk_format == "raw" else "qcow2"),)
 
 
 def _cards(vm: Vm, ports: tuple[Port, ...]) -> tuple[Card, ...]:

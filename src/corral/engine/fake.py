@@ -10,15 +10,18 @@ answers inside a machine is :mod:`corral.guest.fake`, joined by :meth:`FakeWorld
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import msgspec
 
+from corral.engine.fake_templates import FakeTemplates
+from corral.engine.overlays import check_overlays, switched
 from corral.engine.protocol import (
     Capabilities,
     CardStats,
     Channels,
+    Drive,
     DriveStats,
     EngineEvent,
     Exit,
@@ -29,9 +32,10 @@ from corral.engine.protocol import (
     Sighting,
     State,
     Stats,
+    Template,
 )
 from corral.engine.qemu.command import check
-from corral.errors import Refused, Unavailable
+from corral.errors import NotFound, Refused, Unavailable
 from corral.runtime import Runtime
 
 _ALIVE = {State.CREATED, State.RUNNING, State.PAUSED, State.SHUTDOWN, State.PANICKED}
@@ -63,6 +67,8 @@ class FakeMachine:
         self.said: tuple[int, float] | None = None
         """What the guest had available when it last said so, and when."""
         self.drives = {drive.name: DriveStats(name=drive.name) for drive in machine.drives}
+        self.links = {card.name: machine.template is None for card in machine.cards}
+        """Card → its cable is plugged in."""
 
     @property
     def alive(self) -> bool:
@@ -85,6 +91,8 @@ class FakeWorld:
         boot: from the CPUs' start to the guest's answer.
         powerdown: from the power button to the end.
         spawn: what ``create`` takes.
+        warm: from the CPUs' start to the answer of a forked guest.
+        pause: how long a machine stands still to be frozen.
     """
 
     def __init__(
@@ -95,10 +103,15 @@ class FakeWorld:
         boot: tuple[float, float] = (1.0, 3.0),
         powerdown: tuple[float, float] = (0.5, 2.0),
         spawn: tuple[float, float] = (0.03, 0.08),
+        warm: tuple[float, float] = (0.02, 0.05),
+        pause: tuple[float, float] = (0.01, 0.04),
     ) -> None:
         self.rt, self.root = rt, root
-        self.boot, self.powerdown, self.spawn = boot, powerdown, spawn
+        self.boot, self.powerdown, self.spawn, self.warm, self.pause = boot, powerdown, spawn, warm, pause
         self.machines: dict[str, FakeMachine] = {}
+        self.templates = FakeTemplates(
+            root.parent / "templates", lambda: (one.machine for one in self.machines.values() if one.alive)
+        )
         self.foreign_ports: set[tuple[str, int]] = set()
         """(protocol, port) that somebody else on the host listens on."""
         self.accelerator = "tcg"
@@ -154,6 +167,7 @@ class FakeWorld:
         for machine in self.machines.values():
             if machine.alive:
                 machine.exit, machine.ready_at = Exit(asked=False, reason="host-reboot"), None
+        self.templates.unload()
 
     # -- what guests and checkers see --------------------------------------------------------------------------
 
@@ -215,7 +229,10 @@ class FakeWorld:
 
     def run(self, machine: FakeMachine) -> None:
         """Let the CPUs run."""
-        if machine.state is State.CREATED:
+        if machine.state is State.CREATED and machine.machine.template is not None:
+            machine.boots = 1  # the one that was frozen goes on
+            machine.ready_at = self.rt.clock.monotonic() + self.rt.random.uniform(*self.warm)
+        elif machine.state is State.CREATED:
             self._boot(machine)
         machine.state = State.RUNNING
 
@@ -307,6 +324,7 @@ class FakeEngine:
             memory=machine.machine.memory,
             exit=machine.exit,
             forwards=machine.forwards,
+            template=machine.machine.template,
         )
 
     async def create(self, machine: Machine) -> Sighting:
@@ -314,11 +332,15 @@ class FakeEngine:
         async with self._starting.setdefault(machine.id, asyncio.Lock()):
             known = self._world.machines.get(machine.id)
             if known is None or not known.alive:
+                self._world.templates.fit(machine)
                 await self._rt.faults.at("engine.spawn.dir")
                 await self._rt.clock.sleep(self._rt.random.uniform(*self._world.spawn))
                 self._world.start(machine)
                 await self._rt.faults.at("engine.spawn.process")
                 await self._rt.faults.at("engine.spawn.recorded")
+                if machine.template is not None:
+                    self._world.templates.load(machine.template)
+                    await self._rt.faults.at("engine.fork.loaded")
         return await self.inspect(machine.id)
 
     async def resume(self, id: str) -> None:
@@ -350,6 +372,39 @@ class FakeEngine:
             raise Refused(f"machine {id} still runs", code="in-use", hint="kill it first")
         self._world.machines.pop(id, None)
         self._starting.pop(id, None)
+
+    async def link(self, id: str, card: str, up: bool) -> None:
+        machine = await self._answering(id)
+        if card not in machine.links:
+            raise NotFound(f"machine {id} has no card {card}")
+        machine.links[card] = up
+
+    async def hardware(self, machine: Machine) -> str:
+        return self._world.templates.hardware(machine)
+
+    async def freeze(self, id: str, template: str, overlays: Mapping[str, Drive]) -> Template:
+        if (known := self._world.templates.find(template)) is not None:
+            return known
+        machine = await self._answering(id)
+        if machine.state is not State.RUNNING:
+            raise Refused(f"machine {id} is {machine.state}, not running", code="wrong-phase")
+        check_overlays(machine.machine, overlays)
+        await self._rt.faults.at("engine.freeze.prepared")
+        pause_s = self._rt.random.uniform(*self._world.pause)
+        await self._rt.clock.sleep(pause_s)
+        if not machine.alive:
+            raise Unavailable(f"machine {id} ended while it was frozen", code="unresponsive")
+        now = self._rt.clock.now()
+        made = self._world.templates.keep(template, machine.machine, overlays, pause_s=pause_s, now=now)
+        machine.machine = switched(machine.machine, overlays)
+        await self._rt.faults.at("engine.freeze.recorded")
+        return made
+
+    async def templates(self) -> list[Template]:
+        return self._world.templates.all()
+
+    async def discard(self, template: str) -> None:
+        self._world.templates.discard(template)
 
     async def vcpus(self, id: str) -> tuple[int, ...]:
         machine = await self._answering(id)

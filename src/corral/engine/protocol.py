@@ -7,7 +7,7 @@ Every call has a deadline of its own inside, is idempotent, and touches one mach
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -27,6 +27,13 @@ class KernelBoot(Struct, frozen=True, kw_only=True):
     cmdline: str = ""
 
 
+class Layer(Struct, frozen=True, kw_only=True):
+    """A file under a qcow2 overlay: opened read-only, never changed again."""
+
+    path: Path
+    format: Literal["raw", "qcow2"]
+
+
 class Drive(Struct, frozen=True, kw_only=True):
     """A disk or CD of the machine. Formats are stated, never probed."""
 
@@ -34,13 +41,18 @@ class Drive(Struct, frozen=True, kw_only=True):
     """``root``, ``seed`` …: becomes the node and device id."""
     path: Path
     format: Literal["raw", "qcow2"]
-    backing: Path | None = None
-    """Base of a qcow2 overlay (opened read-only), None for none."""
-    backing_format: Literal["raw", "qcow2"] = "qcow2"
+    layers: tuple[Layer, ...] = ()
+    """What lies under a qcow2 overlay, the next one first: an image, the disks of templates. This, not what a file's
+    header says, is what is opened."""
     readonly: bool = False
     bootable: bool = False
     cdrom: bool = False
     """Shown as a CD-ROM (installer ISOs); everything else is virtio-blk."""
+
+    @property
+    def chain(self) -> tuple[Layer, ...]:
+        """The layers of an overlay over this drive, once nobody writes to it any more."""
+        return (Layer(path=self.path, format=self.format), *self.layers)
 
 
 class HostForward(Struct, frozen=True, kw_only=True):
@@ -76,6 +88,9 @@ class Machine(Struct, frozen=True, kw_only=True):
     cards: tuple[Card, ...] = ()
     joins: tuple[Path, ...] = ()
     """Files (``cgroup.procs``) that its process writes its pid into before it becomes the hypervisor."""
+    template: str | None = None
+    """Id of the :class:`Template` that it is forked from: it starts in the middle of that machine's life, with the
+    memory and devices it had. None: it boots."""
 
 
 class State(StrEnum):
@@ -122,6 +137,36 @@ class Sighting(Struct, frozen=True, kw_only=True):
     """Bytes its hardware has; 0 of one that is not known."""
     exit: Exit | None = None
     forwards: tuple[HostForward, ...] = ()
+    template: str | None = None
+    """What it was forked from: that template's memory is held as long as this process lives."""
+
+
+class Template(Struct, frozen=True, kw_only=True):
+    """A booted machine, frozen: any number of others are forked from it. Made by :meth:`Engine.freeze`."""
+
+    id: str
+    """A UUID."""
+    machine: Machine
+    """As it ran. Its drives are the template's own files: the disk of a fork is a fresh qcow2 overlay whose ``layers``
+    are the ``chain`` of the drive of the same name."""
+    hardware: str
+    """See :meth:`Engine.hardware`."""
+    memory: int
+    """Bytes of RAM that it takes on the host while it is loaded, once for all its forks."""
+    disk: int
+    """Bytes of its files, without what they share with others."""
+    made_at: float
+    """Wall time."""
+    digest: str = ""
+    """SHA-256 of its RAM."""
+    pause_s: float | None = None
+    """How long the machine stood still for it."""
+    copied: int = 0
+    """Bytes that were copied meanwhile: what the machine changed between the first copy and the pause."""
+    loaded: bool = False
+    """Its RAM is in memory now. One that is not (after a reboot of the host) is loaded by its next fork."""
+    stale: str = ""
+    """Why nothing may be forked from it any more; empty: it may."""
 
 
 class EngineEvent(NamedTuple):
@@ -235,12 +280,54 @@ class Engine(Protocol):
     async def create(self, machine: Machine) -> Sighting:
         """Have a process with this hardware whose CPUs do not run yet. A machine that is there already is left alone.
 
-        Raises :class:`~corral.errors.Refused` code ``in-use`` with ``field="ports"`` when a forwarded port is taken.
+        With ``machine.template`` its memory and devices are those of the template, and the links of its cards are down
+        until :meth:`link`: the guest must be told who it is before its first packet.
+
+        Raises :class:`~corral.errors.Refused` code ``in-use`` with ``field="ports"`` when a forwarded port is taken;
+        with ``field="template"``: NotFound, ``stale`` with the reason, ``unsupported`` when its hardware is another.
         """
         ...
 
     async def resume(self, id: str) -> None:
         """Let the CPUs run (first start, or after pause)."""
+        ...
+
+    async def link(self, id: str, card: str, up: bool) -> None:
+        """Plug the network cable of a card in or out. Only a fork starts with it out."""
+        ...
+
+    async def hardware(self, machine: Machine) -> str:
+        """A digest of all that a fork must have in common with its template: the virtual hardware (not names, paths,
+        addresses and ports), the hypervisor's build, the accelerator, this host's kernel and CPU flags. Equal digests
+        mean: one can be forked from the other.
+        """
+        ...
+
+    async def freeze(self, id: str, template: str, overlays: Mapping[str, Drive]) -> Template:
+        """Make a template of a machine that runs, and that goes on in the same process after a pause of milliseconds.
+
+        RAM, devices and disks are those of one instant. Repeating it with the same ``template`` (a new UUID) returns
+        what was made, or finishes or begins again what was interrupted.
+
+        Args:
+            overlays: every writable drive as it is from then on: a fresh qcow2 file with nothing in it, whose first
+                layer is the file written so far (or another name of it, on the same file system) and whose further
+                layers are that file's. An overlay that was made and not switched to may be used at the next start:
+                it says the same. The template links the files, so they may be renamed and deleted.
+
+        Raises Refused: ``wrong-phase`` when it does not run, ``unsupported`` when it cannot be frozen.
+        """
+        ...
+
+    async def templates(self) -> list[Template]:
+        """The templates on this host; ``stale`` says which of them cannot be used any more."""
+        ...
+
+    async def discard(self, template: str) -> None:
+        """Have nothing left of a template. Its disks live on where others hold links of them (hard links).
+
+        Raises Refused ``in-use`` while a process forked from it lives.
+        """
         ...
 
     async def pause(self, id: str) -> None: ...

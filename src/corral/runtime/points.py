@@ -21,4 +21,6 @@ VM_POINTS = (
 PLACEMENT_POINTS = ("place.chosen", "place.recorded")
 API_POINTS = ("api.before-commit", "api.after-commit")
 ENGINE_POINTS = ("engine.spawn.dir", "engine.spawn.process", "engine.spawn.recorded")
-ALL_POINTS = VM_POINTS + PLACEMENT_POINTS + API_POINTS + ENGINE_POINTS
+FREEZE_POINTS = ("engine.freeze.prepared", "engine.freeze.recorded")
+FORK_POINTS = ("engine.fork.loaded",)
+ALL_POINTS = VM_POINTS + PLACEMENT_POINTS + API_POINTS + ENGINE_POINTS + FREEZE_POINTS + FORK_POINTS

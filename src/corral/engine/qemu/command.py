@@ -11,11 +11,12 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from corral.engine.protocol import Card, Drive, Machine
+from corral.engine.overlays import MAX_LAYERS
+from corral.engine.protocol import Card, Drive, Layer, Machine
 from corral.engine.qemu.arch import Arch, arch_of
 from corral.engine.qemu.firmware import Firmware
 from corral.errors import Invalid, Problem
@@ -198,14 +199,21 @@ def _format(drive: Drive) -> dict[str, object]:
     if not drive.readonly:
         form |= {"discard": "unmap", "detect-zeroes": "unmap"}
     if drive.format == "qcow2":
-        form["backing"] = None
-        if drive.backing is not None:
-            base: dict[str, object] = {"driver": drive.backing_format, "node-name": f"{node}-base", "read-only": True}
-            base["file"] = _file(f"{node}-base-file", drive.backing, True)
-            if drive.backing_format == "qcow2":
-                base["backing"] = None
-            form["backing"] = base
+        form["backing"] = _layers(node, drive.layers)
     return form
+
+
+def _layers(node: str, layers: Sequence[Layer]) -> dict[str, object] | None:
+    """The chain under an overlay, from the bottom up."""
+    under: dict[str, object] | None = None
+    for depth, layer in reversed(list(enumerate(layers, 1))):
+        name = f"{node}-layer{depth}"
+        base: dict[str, object] = {"driver": layer.format, "node-name": name, "read-only": True}
+        base["file"] = _file(f"{name}-file", layer.path, True)
+        if layer.format == "qcow2":
+            base["backing"] = under
+        under = base
+    return under
 
 
 def _file(node: str, path: Path, readonly: bool) -> dict[str, object]:
@@ -241,8 +249,9 @@ def check(machine: Machine) -> None:
     for drive in machine.drives:
         names.append(drive.name)
         problems += _name_problems("drives.name", drive.name)
-        for path in filter(None, (drive.path, drive.backing)):
+        for path in (drive.path, *(layer.path for layer in drive.layers)):
             problems += _path_problems("drives.path", path)
+        problems += _layer_problems(drive)
         if drive.cdrom and not drive.readonly:
             problems.append(Problem("drives.readonly", "a CD-ROM cannot be written", "readonly"))
     for card in machine.cards:
@@ -285,6 +294,13 @@ def _name_problems(field: str, name: str) -> Iterable[Problem]:
 def _path_problems(field: str, path: Path) -> Iterable[Problem]:
     if not path.is_absolute() or "\0" in str(path):
         yield Problem(field, f"{str(path)[:80]!r} is not an absolute path")
+
+
+def _layer_problems(drive: Drive) -> Iterable[Problem]:
+    if len(drive.layers) > MAX_LAYERS:
+        yield Problem("drives.layers", f"{len(drive.layers)} layers under one disk", f"at most {MAX_LAYERS}")
+    if drive.layers and any(layer.format == "raw" for layer in drive.chain[:-1]):
+        yield Problem("drives.layers", "a raw file cannot lie over another one", "qcow2")
 
 
 def _forward_problems(card: Card) -> Iterable[Problem]:

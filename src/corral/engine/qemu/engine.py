@@ -9,17 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
 
-from corral.engine.protocol import Capabilities, Channels, EngineEvent, Machine, MemorySight, Sighting, State, Stats
+from corral.engine.protocol import (
+    Capabilities,
+    Channels,
+    Drive,
+    EngineEvent,
+    Machine,
+    MemorySight,
+    Sighting,
+    State,
+    Stats,
+    Template,
+)
 from corral.engine.qemu import firmware
 from corral.engine.qemu.adopt import find_lost, read_trace
 from corral.engine.qemu.arch import arch_of
 from corral.engine.qemu.command import Surroundings, build, check
+from corral.engine.qemu.hardware import digest
 from corral.engine.qemu.launcher import (
     DEVICES,
     Launch,
@@ -37,7 +49,7 @@ from corral.engine.qemu.probe import probe
 from corral.engine.qemu.qmp import Verb
 from corral.engine.qemu.record import Record, RunDir
 from corral.engine.qemu.stats import stats_of
-from corral.errors import CorralError, Refused, Unavailable
+from corral.errors import CorralError, NotFound, Refused, Unavailable
 from corral.runtime import Runtime, process
 from corral.runtime.process import boot_id
 
@@ -209,6 +221,24 @@ class QemuEngine:
         await machine.close()
         self._machines.pop(machine.id, None)
         machine.run.remove()
+
+    async def link(self, id: str, card: str, up: bool) -> None:
+        machine = await self._known(id)
+        if card not in {one.name for one in machine.record.machine.cards}:
+            raise NotFound(f"machine {id} has no card {card}")
+        await machine.command(Verb.SET_LINK, {"name": f"nic-{card}", "up": up})
+
+    async def hardware(self, machine: Machine) -> str:
+        return await asyncio.to_thread(digest, machine, (await self.probe()).accelerator)
+
+    async def freeze(self, id: str, template: str, overlays: Mapping[str, Drive]) -> Template:
+        raise Refused("machines cannot be frozen on this host yet", code="unsupported")
+
+    async def templates(self) -> list[Template]:
+        return []
+
+    async def discard(self, template: str) -> None:
+        """There are none."""
 
     async def vcpus(self, id: str) -> tuple[int, ...]:
         machine = await self._known(id)

@@ -74,8 +74,8 @@ def grant(machine: Machine, run: RunDir, uid: int) -> None:
             _own(drive.path, uid)
         else:
             _readable(drive.path)
-        if drive.backing is not None:
-            _readable(drive.backing)
+        for layer in drive.layers:
+            _readable(layer.path)
     if machine.kernel is not None:
         for path in filter(None, (machine.kernel.kernel, machine.kernel.initrd)):
             _readable(path)

@@ -134,11 +134,13 @@ class QemuMachine:
         except Unavailable as error:
             raise Unavailable(error.message, code="unresponsive") from error
 
-    async def command(self, verb: Verb, arguments: dict[str, object] | None = None) -> Any:
+    async def command(
+        self, verb: Verb, arguments: dict[str, object] | None = None, *, timeout: float = COMMAND_DEADLINE
+    ) -> Any:
         """Say ``verb`` to a machine that must be alive (else Refused ``wrong-phase``); returns its answer."""
         if not self.alive:
             raise Refused(f"machine {self.id} does not run", code="wrong-phase")
-        return await self.call(verb, arguments, timeout=COMMAND_DEADLINE)
+        return await self.call(verb, arguments, timeout=timeout)
 
     def _on_event(self, name: str, data: dict[str, Any]) -> None:
         message = str(data.get("reason") or data.get("action") or name.lower())[:200]

@@ -42,6 +42,7 @@ class Verb(StrEnum):
     STOP = "stop"
     RESET = "system_reset"
     POWERDOWN = "system_powerdown"
+    SET_LINK = "set_link"
 
 
 EVENTS = ("STOP", "RESUME", "RESET", "SHUTDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR")

@@ -1,0 +1,41 @@
+"""What a fork must have in common with its template, and what may be its own. Pure; both engines use it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from corral.engine.protocol import Card, Drive, KernelBoot, Machine
+
+NOBODY = "00000000-0000-4000-8000-000000000000"
+_MAC = "52:54:00:00:00:00"
+
+
+def common(machine: Machine) -> Machine:
+    """The machine without what each fork has of its own: names, addresses, ports, files, the kernel's command line.
+
+    Two machines that are equal then have the same virtual hardware: the state of one can be loaded into the other.
+    (A kernel that was booted directly lies in guest memory; which one the next boot takes is no hardware.)
+    """
+    kernel = None if machine.kernel is None else KernelBoot(kernel=Path("/kernel"))
+    return msgspec.structs.replace(
+        machine,
+        id=NOBODY,
+        name="",
+        epoch=0,
+        kernel=kernel,
+        drives=tuple(_drive(drive) for drive in machine.drives),
+        cards=tuple(_card(card) for card in machine.cards),
+        joins=(),
+        template=None,
+    )
+
+
+def _drive(drive: Drive) -> Drive:
+    # A disk's format is the host's business: a fork's is always qcow2, its template's may have been raw.
+    return msgspec.structs.replace(drive, path=Path(f"/{drive.name}"), format="raw", layers=())
+
+
+def _card(card: Card) -> Card:
+    return msgspec.structs.replace(card, mac=_MAC, hostname="", forwards=())

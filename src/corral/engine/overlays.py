@@ -1,0 +1,57 @@
+"""What freezing a machine means for its disks: each gets a fresh overlay, and what it was becomes a layer. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from corral.engine.protocol import Drive, Layer, Machine
+from corral.errors import Invalid, Problem, Refused
+
+MAX_LAYERS = 64
+"""Every fork of a fork adds one; each costs QEMU an open file, and a read of something old a look into it."""
+
+
+def check_overlays(machine: Machine, overlays: Mapping[str, Drive]) -> None:
+    """Raise unless ``overlays`` is one for each writable drive, over what that drive is now."""
+    problems = []
+    writable = {drive.name: drive for drive in machine.drives if not drive.readonly}
+    for name in sorted(writable.keys() ^ overlays.keys()):
+        what = "has no overlay" if name in writable else "is no drive that is written to"
+        problems.append(Problem("overlays", f"{name[:40]!r} {what}"))
+    for name in sorted(writable.keys() & overlays.keys()):
+        now, then = writable[name], overlays[name]
+        layers = tuple(layer.format for layer in then.layers)
+        if layers != tuple(layer.format for layer in now.chain) or then.format != "qcow2":
+            problems.append(Problem("overlays", f"that of {name!r} is no qcow2 over what the drive is now"))
+        if msgspec.structs.replace(then, path=now.path, format=now.format, layers=now.layers) != now:
+            problems.append(Problem("overlays", f"that of {name!r} is another drive"))
+        if len(layers) > MAX_LAYERS:
+            raise Refused(
+                f"the disk {name} has {MAX_LAYERS} layers already",
+                code="unsupported",
+                hint="forks of forks have an end",
+            )
+    if problems:
+        raise Invalid(problems)
+
+
+def switched(machine: Machine, overlays: Mapping[str, Drive]) -> Machine:
+    """The machine once it writes to the overlays."""
+    drives = tuple(overlays.get(drive.name, drive) for drive in machine.drives)
+    return msgspec.structs.replace(machine, drives=drives)
+
+
+def frozen(machine: Machine, own: Mapping[Path, Path]) -> Machine:
+    """The machine as its template shows it: with the template's ``own`` names of its files, where it has some."""
+
+    def here(layer: Layer) -> Layer:
+        return msgspec.structs.replace(layer, path=own.get(layer.path, layer.path))
+
+    drives = tuple(
+        msgspec.structs.replace(drive, path=own.get(drive.path, drive.path), layers=tuple(map(here, drive.layers)))
+        for drive in machine.drives
+    )
+    return msgspec.structs.replace(machine, drives=drives, joins=(), template=None)
