@@ -191,13 +191,16 @@ def test_create_start_pause_and_wait(web: Platform) -> None:
     web.run("start", "made")
     web.run("vm", "pause", "made")
     assert web.phase("made") == "paused"
+    explained = web.json("vm", "explain", "made")
+    assert explained["hosts"]
+    assert [finding["code"] for finding in explained["findings"]] == ["paused"]
+    assert "corral resume made" in web.text("vm", "explain", "made")
+    assert web.text("vm", "explain", "made", "-o", "name") == "paused\n"
     late = web.run("vm", "wait", "made", "--timeout", "300ms", check=False)
     assert late.returncode == 5
     assert b"paused" in late.stderr
     web.run("vm", "resume", "made")
     assert web.text("vm", "wait", "made") == "made: running\n"
-    assert "hosts" in web.json("vm", "explain", "made")
-    assert "made" in web.text("vm", "explain", "made")
     web.run("delete", "made", "--force")
 
 

@@ -104,7 +104,7 @@ class FakeLive:
 
     async def probe(self) -> None: ...
 
-    async def usage(self) -> Usage:
+    async def usage(self, *, lately: bool = False) -> Usage:
         return Usage(at=1.0, host=HostUsage(name="here", cores=2, memory=1 << 30, memory_available=1 << 29))
 
     async def doctor(self) -> list[dict[str, Any]]:

@@ -316,7 +316,7 @@ async def test_stopped_vms_take_no_memory_until_they_start(service: Service) -> 
 async def test_before_any_host_is_known_vms_wait(service: Service) -> None:
     await ready_image(service)
     assert (await vm(service)).status.phase is Phase.PENDING
-    assert (await service.explain("web"))["hosts"] == []
+    assert (await service.judge(await service.objects.find(Vm, "web")))["hosts"] == ()
 
 
 # Power

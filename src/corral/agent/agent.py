@@ -13,6 +13,7 @@ import structlog
 
 from corral.agent.events import EventLog
 from corral.agent.gate import Entrance
+from corral.agent.grants.accounts import Accounts
 from corral.agent.grants.cpu import CpuGrants
 from corral.agent.guests import Guests
 from corral.agent.handler import VmHandler
@@ -74,7 +75,8 @@ class Agent:
         )  # fmt: skip
         self.queue = KeyedQueue(rt.clock, handler.handle, workers=self.settings.workers, on_error=self._failed)
         self.cpu = CpuGrants(objects, engine, self.picture, self.registration, joined.governing, rt)
-        self.meter = Meter(objects, self.picture, self.registration, joined, rt)
+        self.accounts = Accounts(self.picture, joined.governing, self.events, rt)
+        self.meter = Meter(objects, self.picture, self.registration, joined, self.accounts, rt)
         self._supervisor = Supervisor(rt.clock)
 
     @property
@@ -89,7 +91,7 @@ class Agent:
             for name, serve in (
                 ("events", self.events.run), ("queue", self.queue.run), ("engine-events", self._hear),
                 ("registration", self.registration.run), ("images", self.images.run),
-                ("governor", self.joined.governing.run), ("cpu", self.cpu.run),
+                ("governor", self.joined.governing.run), ("cpu", self.cpu.run), ("accounts", self.accounts.run),
             ):  # fmt: skip
                 self._supervisor.start(name, serve)
             await self._follow(revision)

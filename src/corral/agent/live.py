@@ -89,9 +89,9 @@ class AgentLive:
         """Try the accelerators again, for real, and write the host's record."""
         await self._agent.registration.refresh(again=True)
 
-    async def usage(self) -> Usage:
-        """Who uses what on this host, now."""
-        return await self._agent.meter.usage()
+    async def usage(self, *, lately: bool = False) -> Usage:
+        """Who uses what on this host, now; ``lately``: CPU time of VMs averaged over the last seconds."""
+        return await (self._agent.meter.lately() if lately else self._agent.meter.usage())
 
     async def doctor(self) -> list[dict[str, Any]]:
         """Checks of this host, as found now."""

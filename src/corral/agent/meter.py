@@ -9,12 +9,15 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
+from corral.agent.grants.accounts import Accounts, Sums
 from corral.agent.host import Registration
 from corral.agent.picture import Picture
 from corral.agent.ports import Joined
 from corral.governor.protocol import VmReport
 from corral.model import Project, ProjectSpec, Vm
-from corral.model.usage import CpuUsage, HostUsage, MemoryUsage, ProjectUsage, Usage, VmUsage
+from corral.model.usage import CpuTotals, CpuUsage, HostUsage, MemoryUsage, ProjectUsage, Usage, VmUsage
 from corral.runtime import Runtime
 from corral.store.objects import Objects
 
@@ -26,10 +29,11 @@ class Meter:
     """One per host."""
 
     def __init__(
-        self, objects: Objects, picture: Picture, registration: Registration, joined: Joined, rt: Runtime
-    ) -> None:
+        self, objects: Objects, picture: Picture, registration: Registration, joined: Joined, accounts: Accounts,
+        rt: Runtime,
+    ) -> None:  # fmt: skip
         self._objects, self._picture, self._registration = objects, picture, registration
-        self._joined, self._rt = joined, rt
+        self._joined, self._accounts, self._rt = joined, accounts, rt
         self._last: tuple[float, Usage] | None = None
         self._one = asyncio.Lock()
 
@@ -41,6 +45,20 @@ class Meter:
                 self._last = now, await self._look()
             return self._last[1]
 
+    async def lately(self) -> Usage:
+        """:meth:`usage` with the CPU time of VMs over the last quarter of a minute, as far as it is known.
+
+        One second says little about a guest, and nothing about why it is slow.
+        """
+        usage = await self.usage()
+        known = [recent for vm in usage.vms if (recent := self._accounts.lately(vm.id)) is not None]
+        if not known:
+            return usage
+        host = msgspec.structs.replace(usage.host, period_s=max(recent.seconds for recent in known))
+        vms = tuple(_averaged(vm, self._accounts.lately(vm.id)) for vm in usage.vms)
+        projects = tuple(_summed(one, [vm for vm in vms if vm.project == one.name]) for one in usage.projects)
+        return msgspec.structs.replace(usage, host=host, vms=vms, projects=projects)
+
     async def _look(self) -> Usage:
         here = [vm for id in self._picture.alive if (vm := self._picture.vms.get(id)) is not None]
         here = [vm for vm in here if vm.status.host == self._registration.name and vm.status.pid is not None]
@@ -48,17 +66,19 @@ class Meter:
         held = await self._joined.held([vm.status.pid for vm in here if vm.status.pid is not None])
         report = self._joined.governing.report()
         said = {one.id: one for one in report.vms} if report else {}
-        vms = tuple(_vm(vm, said.get(vm.meta.id), used) for vm, used in zip(here, held, strict=True))
+        vms = tuple(
+            _vm(vm, said.get(vm.meta.id), self._accounts.sums(vm.meta.id), used)
+            for vm, used in zip(here, held, strict=True)
+        )
         specs = {one.meta.name: one.spec for one in (await self._objects.list(Project)).items} if vms else {}
         facts = self._joined.facts()
         host = HostUsage(
             name=self._registration.name, cores=report.cores if report else facts.cpus,
-            memory=facts.memory, memory_available=facts.memory_available,
+            memory=facts.memory, memory_available=facts.memory_available, shares=self._joined.groups.shares,
         )  # fmt: skip
         if report:
-            host = HostUsage(
-                name=host.name, cores=host.cores, memory=host.memory, memory_available=host.memory_available,
-                mode=report.mode, steering=report.steering, period_s=report.period_s, idle=report.idle,
+            host = msgspec.structs.replace(
+                host, mode=report.mode, steering=report.steering, period_s=report.period_s, idle=report.idle,
                 foreign=report.foreign, governor=report.cost,
             )  # fmt: skip
         names = sorted({vm.project for vm in vms})
@@ -68,13 +88,13 @@ class Meter:
         return Usage(at=self._rt.clock.now(), host=host, vms=vms, projects=projects)
 
 
-def _vm(vm: Vm, said: VmReport | None, held: int | None) -> VmUsage:
+def _vm(vm: Vm, said: VmReport | None, sums: Sums | None, held: int | None) -> VmUsage:
     spec = vm.spec.cpu
-    cpu = CpuUsage(weight=spec.weight, reserve=spec.reserve, limit=_limit(vm))
+    cpu = CpuUsage(weight=spec.weight, reserve=spec.reserve, limit=_limit(vm), total=_totals(sums))
     if said is not None:
-        cpu = CpuUsage(
-            weight=spec.weight, reserve=spec.reserve, limit=_limit(vm), entitled=said.entitled, granted=said.granted,
-            used=said.used, wait=said.wait, credit=said.credit, throttled=said.throttled,
+        cpu = msgspec.structs.replace(
+            cpu, entitled=said.entitled, granted=said.granted, used=said.used, wanted=said.demand, wait=said.wait,
+            credit=said.credit, saved=said.saved, throttled=said.throttled,
         )  # fmt: skip
     return VmUsage(
         id=vm.meta.id, name=vm.meta.name, project=vm.meta.project, phase=vm.status.phase,
@@ -82,16 +102,39 @@ def _vm(vm: Vm, said: VmReport | None, held: int | None) -> VmUsage:
     )  # fmt: skip
 
 
+def _totals(sums: Sums | None) -> CpuTotals | None:
+    if sums is None:
+        return None
+    return CpuTotals(entitled=sums.entitled, used=sums.used, wait=sums.wait, throttled=sums.throttled)
+
+
+def _averaged(vm: VmUsage, recent: Sums | None) -> VmUsage:
+    if recent is None:
+        return vm
+    cpu = msgspec.structs.replace(
+        vm.cpu, entitled=recent.entitled, granted=recent.granted, used=recent.used, wanted=recent.wanted,
+        wait=recent.wait, throttled=recent.throttled,
+    )  # fmt: skip
+    return msgspec.structs.replace(vm, cpu=cpu)
+
+
 def _limit(vm: Vm) -> float:
     return float(vm.spec.cpu.count) if vm.spec.cpu.limit is None else vm.spec.cpu.limit
 
 
 def _project(name: str, spec: ProjectSpec, vms: list[VmUsage]) -> ProjectUsage:
-    return ProjectUsage(
+    project = ProjectUsage(
         name=name, weight=spec.cpu_weight, reserve=spec.cpu_reserve, limit=spec.cpu_limit, vms=len(vms),
-        entitled=_sum(vm.cpu.entitled for vm in vms), granted=_sum(vm.cpu.granted for vm in vms),
-        used=_sum(vm.cpu.used for vm in vms), memory_size=sum(vm.memory.size for vm in vms),
-        memory_used=_sum(vm.memory.used for vm in vms),
+        memory_size=sum(vm.memory.size for vm in vms), memory_used=_sum(vm.memory.used for vm in vms),
+    )  # fmt: skip
+    return _summed(project, vms)
+
+
+def _summed(project: ProjectUsage, vms: list[VmUsage]) -> ProjectUsage:
+    """With the CPU time of its VMs."""
+    return msgspec.structs.replace(
+        project, entitled=_sum(vm.cpu.entitled for vm in vms), granted=_sum(vm.cpu.granted for vm in vms),
+        used=_sum(vm.cpu.used for vm in vms),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import msgspec
 
 from corral.model import FlavorSpec, ImageSpec, Task, VmSpec
 from corral.model.base import Resource, Struct
+from corral.scheduler.explain import Finding
 
 
 class CreateVms(Struct, frozen=True, kw_only=True):
@@ -84,6 +85,37 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
 
     items: tuple[Resource, ...]
     tasks: tuple[Task, ...]
+
+
+class Happened(msgspec.Struct, frozen=True, kw_only=True):
+    """An event of a VM."""
+
+    at: float
+    reason: str
+    message: str
+    severity: str
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a VM is as it is: what holds it back, and why it is where it is."""
+
+    vm: str
+    phase: str
+    reason: str
+    host: str
+    summary: str
+    """What it is doing, in a line."""
+    period_s: float | None
+    """The seconds that figures of CPU time are averages of; null while nobody measures."""
+    findings: tuple[Finding, ...]
+    """What holds it back first; never empty."""
+    events: tuple[Happened, ...]
+    """What happened to it last, the latest first."""
+    best: str | None
+    """The host that would be chosen now."""
+    need: dict[str, Any]
+    hosts: tuple[dict[str, Any], ...]
+    """What every host says to it: ``host``, ``fits``, ``filter``, ``reason``, ``score``."""
 
 
 class CatalogueEntry(msgspec.Struct, frozen=True, kw_only=True):

@@ -55,8 +55,8 @@ class Live(Protocol):
         """Probe the accelerators again and write the host's record."""
         ...
 
-    async def usage(self) -> Usage:
-        """Who uses what on this host, now."""
+    async def usage(self, *, lately: bool = False) -> Usage:
+        """Who uses what on this host, now; ``lately``: CPU time of VMs averaged over the last seconds."""
         ...
 
     async def doctor(self) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from litestar.params import JSONBody, QueryParameter
 from litestar.response import Stream
 
 from corral.api import encode
+from corral.api.bodies import Explanation, Happened
 from corral.api.kinds import Flag, Key, Project, Ref, TaskAccepted, success
 from corral.api.live import Live
 from corral.api.problems import documented
@@ -19,16 +20,24 @@ from corral.api.request import PowerBody
 from corral.api.service import VERBS, Service
 from corral.errors import CorralError
 from corral.guest.protocol import GuestInfo
-from corral.model import Vm
+from corral.model import Event, Vm
+from corral.scheduler.explain import explain, summary
 
 MAX_TAIL = 1 << 20
+EVENTS = 5
+"""Told with an explanation; ``/v1/events`` has them all."""
 TEXT = "text/plain; charset=utf-8"
 Tail = Annotated[int, QueryParameter(ge=0, le=MAX_TAIL, description="Bytes from the end.")]
 
 
 def routes(service: Service, live: Live) -> list[HTTPRouteHandler]:
     """All of them."""
-    return [*(_power(verb, service) for verb in VERBS), _log(service, live), _explain(service), _guest(service, live)]
+    return [
+        *(_power(verb, service) for verb in VERBS),
+        _log(service, live),
+        _explain(service, live),
+        _guest(service, live),
+    ]
 
 
 def _power(verb: str, service: Service) -> HTTPRouteHandler:
@@ -78,15 +87,30 @@ async def _following(live: Live, vm_id: str, tail: int) -> AsyncIterator[bytes]:
         return
 
 
-def _explain(service: Service) -> HTTPRouteHandler:
+def _explain(service: Service, live: Live) -> HTTPRouteHandler:
     @get(
-        "/v1/vms/{ref:str}/explain", tags=["vms"], summary="Why it is where it is", operation_id="explain_vm",
-        responses=success(dict[str, Any], "A verdict of every host.") | documented(),
+        "/v1/vms/{ref:str}/explain", tags=["vms"], summary="Why it is slow, and why it is where it is",
+        operation_id="explain_vm",
+        responses=success(Explanation, "Findings with numbers, and a verdict of every host.") | documented(),
     )  # fmt: skip
     async def handler(ref: Ref, project: Project = "default") -> Response[bytes]:
-        return encode.json(await service.explain(ref, project=project))
+        vm = await service.objects.find(Vm, ref, project)
+        usage = await live.usage(lately=True)
+        return encode.json(
+            Explanation(
+                vm=vm.meta.name, phase=str(vm.status.phase), reason=vm.status.reason, host=vm.status.host,
+                summary=summary(vm, usage), period_s=usage.host.period_s, findings=explain(vm, usage),
+                events=await _happened(service, vm), **await service.judge(vm),
+            )
+        )  # fmt: skip
 
     return handler
+
+
+async def _happened(service: Service, vm: Vm) -> tuple[Happened, ...]:
+    found = [event.spec for event in (await service.objects.list(Event, vm.meta.project)).items]
+    mine = sorted((one for one in found if one.about_id == vm.meta.id), key=lambda one: -one.at)[:EVENTS]
+    return tuple(Happened(at=e.at, reason=e.reason, message=e.message, severity=e.severity) for e in mine)
 
 
 def _guest(service: Service, live: Live) -> HTTPRouteHandler:

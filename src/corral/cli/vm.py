@@ -12,7 +12,7 @@ from corral.cli.command import Command, Lazy
 from corral.cli.launch import request, vm_options
 from corral.cli.noun import noun
 from corral.cli.obtain import ensure_image
-from corral.cli.output import Object, print_json, print_list, table
+from corral.cli.output import print_json, print_list
 from corral.cli.parameters import DURATION
 from corral.cli.session import Session
 from corral.cli.set import set_vm
@@ -21,7 +21,14 @@ from corral.errors import CorralError, Refused, TimedOut
 from corral.model.kinds import KINDS
 from corral.model.vm import Phase
 
-vm = noun("vm", deletable=False, more={"list": Lazy("corral.cli.daily", "list_vms", "List VMs.")})
+vm = noun(
+    "vm",
+    deletable=False,
+    more={
+        "list": Lazy("corral.cli.daily", "list_vms", "List VMs."),
+        "explain": Lazy("corral.cli.why", "explain", "Why a VM is slow, or does not run."),
+    },
+)
 del vm.commands["list"]  # the daily one has more filters
 for _name in ("start", "stop", "restart", "delete", "reset", "pause", "resume"):
     vm.add_command(getattr(power, _name))
@@ -106,44 +113,3 @@ def wait_for(session: Session, name: str, phase: str, until: float) -> str:
                     f"it is {now}{why}, not {phase}", hint=f"corral logs {name} shows what the guest printed"
                 )
         time.sleep(0.2)
-
-
-@vm.command("explain", cls=Command)
-@click.argument("name")
-@click.pass_obj
-def explain(session: Session, name: str) -> None:
-    """Why a VM is where it is and as it is: host by host, and what happened last."""
-    body: Object = session.explain(name)
-    if session.output == "json":
-        print_json(body)
-    else:
-        print(_in_words(body))
-
-
-def _in_words(body: Any, depth: int = 0) -> str:
-    """Any JSON value as indented lines; lists of alike objects as tables."""
-    indent = "  " * depth
-    lines: list[str] = []
-    for key, value in body.items():
-        title = failures.clean(key.replace("_", " "))
-        if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
-            keys = list(dict.fromkeys(k for v in value for k in v))
-            rows = [[_plain(v.get(k)) or "-" for k in keys] for v in value]
-            block = table([k.upper() for k in keys], rows)
-            lines += [f"{indent}{title}:", *(f"{indent}  {line}" for line in block.splitlines())]
-        elif isinstance(value, dict):
-            if value:
-                lines += [f"{indent}{title}:", _in_words(value, depth + 1)]
-        elif text := _plain(value):
-            lines.append(f"{indent}{title}: {text}")
-    return "\n".join(lines)
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(_plain(v) for v in value)
-    return failures.clean(str(value))

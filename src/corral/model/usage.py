@@ -9,6 +9,15 @@ from corral.model.base import Struct
 from corral.model.vm import Phase
 
 
+class CpuTotals(Struct, frozen=True, kw_only=True):
+    """Core-seconds since the daemon first saw the VM's process; they only grow, and begin anew with the daemon."""
+
+    entitled: float
+    used: float
+    wait: float
+    throttled: float
+
+
 class CpuUsage(Struct, frozen=True, kw_only=True):
     """CPU time of one VM over the last period, beside what its record says. All None while no governor reports."""
 
@@ -21,12 +30,17 @@ class CpuUsage(Struct, frozen=True, kw_only=True):
     granted: float | None = None
     """What it could have had at least, had it wanted more."""
     used: float | None = None
+    wanted: float | None = None
+    """What it would use if it had the host to itself, never more than its CPUs."""
     wait: float | None = None
     """Threads that were ready to run and did not run, on average."""
     credit: float | None = None
     """CPU-seconds that it is owed; below zero: that it has had too much."""
+    saved: float | None = None
+    """CPU-seconds that it has saved up for bursts."""
     throttled: float | None = None
     """Cores' time that its limit held back."""
+    total: CpuTotals | None = None
 
 
 class MemoryUsage(Struct, frozen=True, kw_only=True):
@@ -74,6 +88,8 @@ class HostUsage(Struct, frozen=True, kw_only=True):
     memory_available: int
     mode: str = ""
     """How CPU shares are enforced, for people; empty while no governor reports."""
+    shares: bool = False
+    """Weights and limits of CPU time can be enforced here: control groups can be written."""
     steering: bool = False
     """Threads are moved between cores right now."""
     period_s: float | None = None

@@ -21,7 +21,7 @@ UP = (Phase.STARTING, Phase.RUNNING, Phase.UNRESPONSIVE, Phase.PAUSED)
 
 
 class Powering(Launching):
-    """``power``, ``delete_vm``, ``explain``."""
+    """``power``, ``delete_vm``, ``judge``."""
 
     async def power(self, verb: str, ref: str, tree: Any = None, *, project: str = "default", key: str = "") -> Task:
         """start, stop, restart, reset, pause or resume; the task. ``tree``: a body (:class:`~corral.api.bodies.Power`).
@@ -138,17 +138,13 @@ class Powering(Launching):
         except NotFound:
             return  # the VM is gone: nothing to take back
 
-    async def explain(self, ref: str, *, project: str = "default") -> dict[str, Any]:
-        """Where a VM is and why, and what every host would say to it now."""
-        vm = await self.objects.find(Vm, ref, project)
+    async def judge(self, vm: Vm) -> dict[str, Any]:
+        """What a VM needs, what every host would say to it now, and which one would be chosen."""
         image = await self._image_of(vm)
         arch = image.spec.arch if image is not None else ""
         need = need_of(vm, arch=arch, host=image.status.host if image is not None else "")
         chosen, table = choose(need, await self.ledger.rooms(without=vm.meta.id))
-        return {
-            "vm": vm.meta.name, "phase": str(vm.status.phase), "reason": vm.status.reason, "host": vm.status.host,
-            "best": chosen, "need": need._asdict(), "hosts": [verdict.as_row() for verdict in table],
-        }  # fmt: skip
+        return {"best": chosen, "need": need._asdict(), "hosts": tuple(verdict.as_row() for verdict in table)}
 
     async def _image_of(self, vm: Vm) -> Image | None:
         try:

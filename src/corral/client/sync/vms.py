@@ -149,7 +149,7 @@ class Vms(Resource):
                 yield data
 
     def explain(self, ref: str, *, project: str | None = None) -> dict[str, Any]:
-        """Why it is where it is: a verdict for each host."""
+        """Why it is slow (``findings``, each with code, effect, message and hint), and where it fits (``hosts``)."""
         return dict(self._client.http.send(calls.of_vm("explain", ref, project or self._client.project)))
 
     def guest(self, ref: str, *, project: str | None = None) -> dict[str, Any]:
