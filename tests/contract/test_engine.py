@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from corral.engine.fake import FakeEngine, FakeWorld
@@ -21,13 +22,15 @@ from corral.engine.protocol import (
     DriveStats,
     Engine,
     HostForward,
+    Limits,
     Machine,
     Sighting,
     State,
     Stats,
 )
 from corral.engine.qemu.engine import QemuEngine
-from corral.errors import CorralError, Invalid, Refused
+from corral.engine.qemu.qmp import Verb
+from corral.errors import CorralError, Invalid, NotFound, Refused
 from corral.runtime import Runtime, process
 from tests.tiny_guests import disk
 
@@ -47,6 +50,10 @@ class Host:
         raise NotImplementedError
 
     def act(self, id: str, guest: str) -> None:
+        raise NotImplementedError
+
+    async def limits(self, id: str, drive: str) -> Limits:
+        """What the machine itself says."""
         raise NotImplementedError
 
     async def _listen(self, engine: Engine) -> None:
@@ -101,6 +108,16 @@ class RealHost(Host):
     def act(self, id: str, guest: str) -> None:
         """A real guest acts by itself."""
 
+    async def limits(self, id: str, drive: str) -> Limits:
+        assert isinstance(self.engine, QemuEngine)
+        machine = await self.engine._known(id)
+        said = await machine.command(Verb.GET, {"path": f"/objects/limits-{drive}", "property": "limits"})
+        length = max(said["iops-total-max-length"], said["bps-total-max-length"])
+        return Limits(
+            iops=said["iops-total"], iops_burst=said["iops-total-max"], bandwidth=said["bps-total"],
+            bandwidth_burst=said["bps-total-max"], burst_s=length if length > 1 else Limits().burst_s,
+        )  # fmt: skip
+
 
 class FakeHost(Host):
     def __init__(self, root: Path, rt: Runtime) -> None:
@@ -109,6 +126,9 @@ class FakeHost(Host):
 
     def daemon(self) -> Engine:
         return FakeEngine(self.world, self.rt)
+
+    async def limits(self, id: str, drive: str) -> Limits:
+        return self.world.machines[id].limits[drive]
 
     def act(self, id: str, guest: str) -> None:
         {"poweroff": self.world.poweroff, "panic": self.world.panic, "reboot-once": self.world.reboot}[guest](id)
@@ -342,6 +362,40 @@ async def test_a_machine_has_all_its_memory_until_some_is_asked_back(host: Host)
         with pytest.raises(Refused) as caught:
             await late
         assert caught.value.code == "wrong-phase"
+
+
+async def test_limits_of_a_drive_change_while_the_machine_runs_and_are_lifted(host: Host) -> None:
+    tight = Limits(iops=100, bandwidth=1 << 20, iops_burst=300, bandwidth_burst=1 << 22, burst_s=5)
+    machine = host.machine()
+    (drive,) = machine.drives
+    machine = msgspec.structs.replace(machine, drives=(msgspec.structs.replace(drive, limits=tight),))
+    await host.engine.create(machine)
+    for limits in (Limits(iops=50), Limits(bandwidth=10 << 20), tight, tight, Limits()):
+        await host.engine.throttle(machine.id, "root", limits)
+        assert await host.limits(machine.id, "root") == limits
+    with pytest.raises(NotFound):
+        await host.engine.throttle(machine.id, "data", tight)
+    await host.engine.kill(machine.id)
+    with pytest.raises(Refused) as caught:
+        await host.engine.throttle(machine.id, "root", tight)
+    assert caught.value.code == "wrong-phase"
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        Limits(iops=-1), Limits(iops_burst=5), Limits(iops=10, iops_burst=9), Limits(bandwidth_burst=1),
+        Limits(bandwidth=1, bandwidth_burst=10**15), Limits(iops=10**16), Limits(burst_s=1),
+    ],
+)  # fmt: skip
+async def test_limits_that_no_hypervisor_takes_are_refused_before_there_is_a_process(
+    host: Host, limits: Limits
+) -> None:
+    (drive,) = host.machine().drives
+    machine = host.machine(drives=(msgspec.structs.replace(drive, limits=limits),))
+    with pytest.raises(Invalid):
+        await host.engine.create(machine)
+    assert (await host.engine.inspect(machine.id)).state is State.ABSENT
 
 
 async def test_a_silent_hypervisor_is_unresponsive_and_delays_nobody(host: Host) -> None:

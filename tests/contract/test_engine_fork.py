@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from corral.engine.protocol import Card, Drive, Machine, State, Template
+from corral.engine.protocol import Card, Drive, Limits, Machine, State, Template
 from corral.errors import CorralError, Invalid, NotFound, Refused
 from corral.runtime import Runtime
 from tests.contract.test_engine import FakeHost, Host
@@ -147,9 +147,11 @@ async def test_a_fork_with_other_hardware_or_of_nothing_is_refused(host: Host) -
         assert (await host.engine.inspect(child.id)).state is State.ABSENT
 
 
-async def test_names_addresses_and_ports_are_not_hardware(host: Host) -> None:
+async def test_names_addresses_ports_and_limits_are_not_hardware(host: Host) -> None:
     one = host.machine(cards=(CARD,))
     other = host.machine(cards=(Card(name="net0", mac="52:54:00:00:00:02", hostname="other"),), name="other", epoch=3)
+    limited = tuple(msgspec.structs.replace(drive, limits=Limits(iops=100)) for drive in other.drives)
+    other = msgspec.structs.replace(other, drives=limited)
     assert await host.engine.hardware(one) == await host.engine.hardware(other)
     for change in ({"cpus": 2}, {"memory": 128 << 20}, {"cpu_model": "max"}, {"cards": ()}):
         assert await host.engine.hardware(one) != await host.engine.hardware(msgspec.structs.replace(one, **change))

@@ -322,6 +322,37 @@ def test_flavors_hosts_and_the_other_nouns(web: Platform) -> None:
     assert web.json("doctor", check=False)[0]["name"] == "daemon"
 
 
+def test_limits_of_a_disk_are_set_by_path_and_a_dry_run_says_what_is_impossible(web: Platform) -> None:
+    web.run("image", "build", "debian")
+    web.run("launch", "debian", "--name", "slow", "--disk", "2G", "--set", "disk.root.bandwidth=20M")
+    changes = web.json("vm", "set", "slow", "disk.root.iops=500", "disk.bandwidth=10M/s", "disk.root.size=3G")[
+        "changes"
+    ]
+    assert [(one["field"], one["before"], one["after"], one["effect"]) for one in changes] == [
+        ("disk.root.bandwidth", 20 << 20, 10 << 20, "live"),
+        ("disk.root.iops", None, 500, "live"),
+        ("disk.root.size", 2 << 30, 3 << 30, "restart"),
+    ]
+    assert re.search(r"^disk: +3G, at most 500 iops, 10M/s$", web.text("info", "slow"), re.MULTILINE)
+    dry = web.run("vm", "set", "slow", "disk.root.size=1G", "nic.0.rate=1M", "disk.iops=none", "--dry-run", check=False)
+    lines = {line.split()[0]: line for line in dry.stdout.decode().splitlines()}
+    assert dry.returncode == 4
+    assert "impossible: a disk never shrinks" in lines["disk.root.size"]
+    assert "impossible: user-mode networking cannot limit a card's rate" in lines["nic.0.rate"]
+    assert lines["disk.root.iops"].split() == ["disk.root.iops", "500", "none", "at", "once"]
+    refused = web.run("vm", "set", "slow", "nic.0.rate=1M", check=False)
+    assert (refused.returncode, b"nics[0].rate" in refused.stderr) == (4, True)
+    assert web.run("vm", "set", "slow", "nic.3.rate=1M", check=False).returncode == 2
+    assert web.vm("slow")["spec"]["disk"]["iops"] == 500
+    web.run("vm", "set", "slow", "disk.root.iops=none")
+    assert web.vm("slow")["spec"]["disk"]["iops"] is None
+    assert "Bytes a second" in web.text("explain", "vm.spec.disk.root.bandwidth")
+    web.run("flavor", "create", "slower", "--memory", "128M", "--disk-iops", "50", "--disk-bandwidth", "1M")
+    assert web.json("flavor", "show", "slower")["spec"]["disk_bandwidth"] == 1 << 20
+    web.run("flavor", "delete", "slower")
+    web.run("delete", "slow", "--force")
+
+
 def test_top_shows_who_runs_here(web: Platform) -> None:
     web.run("launch", "micro", "--name", "busy", "--set", "cpu.weight=300")
     seen = {vm["name"]: vm for vm in web.json("top")["vms"]}

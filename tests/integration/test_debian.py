@@ -140,11 +140,29 @@ def test_guest_reaches_out_and_is_reached(debian: Platform) -> None:
         server.wait()
 
 
+def test_limits_of_the_disk_hold_while_the_guest_runs(debian: Platform) -> None:
+    await_ready(debian)
+    script = "read a x </proc/uptime; dd if=/dev/vda of=/dev/null bs=4k count=300 iflag=direct 2>/dev/null"
+
+    def seconds() -> float:
+        words = debian.text("exec", "web", "--", "sh", "-c", f"{script}; read b x </proc/uptime; echo $a $b").split()
+        return float(words[1]) - float(words[0])
+
+    changes = debian.json("vm", "set", "web", "disk.root.iops=100")["changes"]
+    assert [(one["field"], one["effect"]) for one in changes] == [("disk.root.iops", "live")]
+    wait_until(lambda: seconds() > 2.6, 60, "300 reads to take three seconds")
+    assert seconds() > 2.6
+    debian.run("vm", "set", "web", "disk.root.iops=none")
+    wait_until(lambda: seconds() < 1.3, 60, "300 reads to take less than half as long")
+
+
 def test_a_file_survives_stop_and_start_and_user_data_runs_once(debian: Platform) -> None:
     debian.run("exec", "web", "--", "sh", "-c", "echo kept > /root/kept; rm /root/ran; sync")
     debian.run("stop", "web", "--timeout", "90s")
     assert debian.phase("web") == "stopped"
+    debian.run("vm", "set", "web", "disk.root.size=4G")
     debian.run("start", "web", "--timeout", "180s", timeout=200)
     assert debian.text("exec", "web", "--", "cat", "/root/kept") == "kept\n"
+    assert debian.text("exec", "web", "--", "blockdev", "--getsize64", "/dev/vda") == f"{4 << 30}\n"
     await_ready(debian)
     assert debian.run("exec", "web", "--", "test", "-e", "/root/ran", check=False).returncode == 1

@@ -117,6 +117,34 @@ def test_cpus_and_memory_must_be_sane_numbers(value: Any) -> None:
     assert "spec.memory.size" in problems({"memory": {"size": value}})
 
 
+@pytest.mark.parametrize("value", [0, -1, 9, 1e308, 1.5, True, "500", "10M", 1 << 63, [], {}])
+def test_limits_of_a_disk_must_be_sane_numbers(value: Any) -> None:
+    fields = ("iops", "bandwidth", "iops_burst", "bandwidth_burst")
+    told = problems({"disk": dict.fromkeys(fields, value)})
+    assert {f"spec.disk.{field}" for field in fields} <= set(told)
+    assert "spec.nics[0].rate" in problems({"nics": [{"rate": value}]})
+
+
+@pytest.mark.parametrize(
+    ("disk", "field"),
+    [
+        ({"iops_burst": 500}, "iops_burst"), ({"bandwidth_burst": MIB}, "bandwidth_burst"),
+        ({"iops": 500, "iops_burst": 499}, "iops_burst"), ({"iops": 500, "iops_burst": 900, "burst_s": 1}, "burst_s"),
+        ({"bandwidth": 2 * MIB, "bandwidth_burst": MIB}, "bandwidth_burst"), ({"burst_s": 3601}, "burst_s"),
+    ],
+)  # fmt: skip
+def test_a_burst_goes_beyond_a_limit(disk: dict[str, int], field: str) -> None:
+    assert list(problems({"disk": disk})) == [f"spec.disk.{field}"]
+    plan = {"memory": MIN_MEMORY, **{f"disk_{name}": value for name, value in disk.items()}}
+    found, wrong = read(FlavorSpec, plan, "spec")
+    assert [p.field for p in [*wrong, *problems_of(found)]] == [f"spec.disk_{field}"]
+
+
+def test_limits_of_a_disk_that_make_sense_are_fine() -> None:
+    disk = {"iops": 10, "iops_burst": 10, "bandwidth": 64 << 10, "bandwidth_burst": 64 << 30, "burst_s": 3600}
+    assert problems({"disk": disk, "nics": [{"rate": 64 << 10}]}) == {}
+
+
 def test_limits_themselves_are_fine() -> None:
     assert not problems({"cpu": {"count": MAX_CPUS}, "memory": {"size": MIN_MEMORY}})
     assert "spec.cpu.count" in problems({"cpu": {"count": MAX_CPUS + 1}})

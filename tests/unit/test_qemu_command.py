@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corral.engine.protocol import Card, Drive, HostForward, KernelBoot, Layer, Machine
+from corral.engine.protocol import Card, Drive, HostForward, KernelBoot, Layer, Limits, Machine
 from corral.engine.qemu.command import FREE_PORTS, SOCKETS, Surroundings, build
 from corral.engine.qemu.firmware import Firmware
 from corral.errors import CorralError, Invalid
@@ -90,6 +90,17 @@ def test_a_disk_is_a_throttled_chain_whose_formats_are_stated() -> None:
     assert (base["driver"], base["read-only"], base["backing"]) == ("qcow2", True, None)
     assert base["file"]["filename"] == "/i/disk.qcow2"
     assert one(argv, "-device", id="disk-root")["drive"] == "root"
+
+
+def test_the_limits_of_a_disk_are_there_from_the_start() -> None:
+    limits = Limits(iops=500, bandwidth=10 << 20, bandwidth_burst=40 << 20, burst_s=3)
+    drive = Drive(name="root", path=Path("/v/root.qcow2"), format="qcow2", limits=limits)
+    group = one(build(machine(drives=(drive,)), TCG), "-object", id="limits-root")
+    assert group["limits"] == {
+        "iops-total": 500, "iops-total-max": 0, "iops-total-max-length": 1,
+        "bps-total": 10 << 20, "bps-total-max": 40 << 20, "bps-total-max-length": 3,
+    }  # fmt: skip
+    assert "limits" not in one(build(machine(), TCG), "-object", id="limits-root")
 
 
 def test_a_qcow2_without_a_recorded_base_opens_none_whatever_its_header_says() -> None:

@@ -12,6 +12,7 @@ import pytest
 from corral.api.service import Service
 from corral.errors import CorralError, Invalid, NotFound, Refused
 from corral.model import (
+    Disk,
     Flavor,
     Host,
     HostStatus,
@@ -485,7 +486,7 @@ async def test_a_stale_patch_is_refused(service: Service) -> None:
     ("patch", "field"),
     [
         ({"spec": {"image": "other"}}, "spec.image"), ({"spec": {"image_id": "x"}}, "spec.image_id"),
-        ({"spec": {"boots": 5}}, "spec.boots"), ({"spec": {"disk": {"size": 10 * GIB}}}, "spec.disk"),
+        ({"spec": {"boots": 5}}, "spec.boots"), ({"spec": {"disk": {"size": MIB}}}, "spec.disk.size"),
         ({"spec": {"host": "h2"}}, "spec.host"), ({"status": {"host": "h2"}}, "status"), ({"meta": {"id": "x"}}, "meta"),
         ({"spec": {"cpu": None, "memory": {"size": 1}}}, "spec.memory.size"), ({"labels": {"a b": "1"}}, "labels"),
         ({"spec": {"nics": [{"network": "lan", "mac": "52:54:00:00:00:01"}]}}, "spec.nics[0].network"), ([], "body"),
@@ -522,3 +523,55 @@ async def test_every_kind_that_can_be_patched_is(service: Service) -> None:
         assert holds(await service.patch(kind, ref, {"spec": spec}))
     with pytest.raises(NotFound):
         await service.patch("flavor", "nix", {})
+
+
+# Disks and cards
+
+
+async def test_a_flavor_limits_the_disk_where_nothing_else_is_asked_for(service: Service) -> None:
+    await ready_image(service)
+    plan = {"memory": 512 * MIB, "disk": 5 * GIB, "disk_iops": 500, "disk_iops_burst": 900, "disk_bandwidth": 10 * MIB}
+    await service.create_flavor({"name": "slow", "spec": plan})
+    one = await vm(service, flavor="slow")
+    assert one.spec.disk == Disk(size=5 * GIB, iops=500, iops_burst=900, bandwidth=10 * MIB)
+    two = await vm(service, "two", flavor="slow", disk={"iops": 700, "bandwidth": None})
+    assert two.spec.disk == Disk(size=5 * GIB, iops=700, iops_burst=900)
+    error = await refusal(vm(service, "three", flavor="slow", disk={"iops": 1000}), "invalid")
+    assert isinstance(error, Invalid)
+    assert [p.field for p in error.problems] == ["spec.disk.iops_burst"]
+
+
+async def test_a_vm_without_a_disk_cannot_have_limits_for_it(service: Service) -> None:
+    await ready_image(service, "micro", virtual_size=0)
+    await service.create_flavor({"name": "slow", "spec": {"memory": 512 * MIB, "disk": GIB, "disk_iops": 500}})
+    made = await service.create_vms({"name": "planned", "spec": {"image": "micro", "flavor": "slow"}})
+    assert isinstance(made.items[0], Vm)
+    assert made.items[0].spec.disk == Disk()
+    body = {"name": "web", "spec": {"image": "micro", "disk": {"iops": 500, "bandwidth": MIB}}}
+    error = await refusal(service.create_vms(body), "invalid")
+    assert isinstance(error, Invalid)
+    assert [p.field for p in error.problems] == ["spec.disk.iops", "spec.disk.bandwidth"]
+    await refusal(service.patch("vm", "planned", {"spec": {"disk": {"iops": 500}}}), "invalid")
+
+
+async def test_a_disk_grows_with_its_volume_and_never_shrinks(service: Service) -> None:
+    await ready_image(service)
+    one = await vm(service)
+    for size in (3 * GIB, 5 * GIB):
+        grown = await service.patch("vm", "web", {"spec": {"disk": {"size": size}}})
+        assert isinstance(grown, Vm)
+        (volume,) = (await service.objects.list(Volume)).items
+        assert (grown.spec.disk.size, volume.spec.size, volume.spec.vm) == (size, size, one.meta.id)
+    for size in (4 * GIB, None):
+        error = await refusal(service.patch("vm", "web", {"spec": {"disk": {"size": size}}}), "invalid")
+        assert (error.field, "never shrinks" in error.message) == ("spec.disk.size", True)
+
+
+async def test_user_mode_networking_says_that_it_cannot_limit_a_card(service: Service) -> None:
+    await ready_image(service)
+    error = await refusal(vm(service, nics=[{"network": "user", "rate": MIB}]), "invalid")
+    assert (error.field, "cannot limit a card's rate" in error.message) == ("spec.nics[0].rate", True)
+    one = await vm(service)
+    card = {"network": "user", "mac": one.spec.nics[0].mac, "rate": MIB}
+    error = await refusal(service.patch("vm", "web", {"spec": {"nics": [card]}}, dry_run=True), "invalid")
+    assert error.field == "spec.nics[0].rate"

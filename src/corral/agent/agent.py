@@ -15,6 +15,7 @@ from corral.agent.events import EventLog
 from corral.agent.gate import Entrance
 from corral.agent.grants.accounts import Accounts
 from corral.agent.grants.cpu import CpuGrants
+from corral.agent.grants.disk import DiskGrants
 from corral.agent.guests import Guests
 from corral.agent.handler import VmHandler
 from corral.agent.host import Registration
@@ -77,6 +78,7 @@ class Agent:
         self.cpu = CpuGrants(objects, engine, self.picture, self.registration, joined.governing, rt)
         self.accounts = Accounts(self.picture, joined.governing, self.events, rt)
         self.meter = Meter(objects, self.picture, self.registration, joined, self.accounts, rt)
+        self.disk = DiskGrants(engine, self.picture, self.registration, self.events, rt)
         self._supervisor = Supervisor(rt.clock)
 
     @property
@@ -92,6 +94,7 @@ class Agent:
                 ("events", self.events.run), ("queue", self.queue.run), ("engine-events", self._hear),
                 ("registration", self.registration.run), ("images", self.images.run),
                 ("governor", self.joined.governing.run), ("cpu", self.cpu.run), ("accounts", self.accounts.run),
+                ("disk", self.disk.run),
             ):  # fmt: skip
                 self._supervisor.start(name, serve)
             await self._follow(revision)

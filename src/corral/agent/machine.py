@@ -6,10 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from corral.agent.ports import BootFiles
-from corral.engine.protocol import Card, Drive, HostForward, KernelBoot, Layer, Machine
+from corral.engine.protocol import Card, Drive, HostForward, KernelBoot, Layer, Limits, Machine
 from corral.errors import Bug
 from corral.model import Vm
-from corral.model.vm import Port
+from corral.model.vm import Disk, Port
+
+ROOT = "root"
+"""Name of the drive that the record calls ``disk``."""
 
 
 def hostname_of(vm: Vm) -> str:
@@ -49,7 +52,7 @@ def machine_of(
         memory=vm.spec.memory.size,
         firmware="uefi" if firmware == "uefi" else "bios",
         kernel=_kernel(vm, files),
-        drives=_drives(files, root, seed),
+        drives=_drives(files, root, seed, limits_of(vm.spec.disk)),
         cards=_cards(vm, tuple(ports)),
         joins=joins,
     )
@@ -64,14 +67,21 @@ def _kernel(vm: Vm, files: BootFiles) -> KernelBoot | None:
     return KernelBoot(kernel=files.kernel, initrd=files.initrd, cmdline=cmdline)
 
 
-def _drives(files: BootFiles, root: Path | None, seed: Path | None) -> tuple[Drive, ...]:
+def limits_of(disk: Disk) -> Limits:
+    return Limits(
+        iops=disk.iops or 0, bandwidth=disk.bandwidth or 0, iops_burst=disk.iops_burst or 0,
+        bandwidth_burst=disk.bandwidth_burst or 0, burst_s=disk.burst_s,
+    )  # fmt: skip
+
+
+def _drives(files: BootFiles, root: Path | None, seed: Path | None, limits: Limits) -> tuple[Drive, ...]:
     drives = []
     installer = files.boot == "cdrom"
     if root is not None:
         drives.append(
             Drive(
-                name="root", path=root, format="qcow2", layers=() if installer else _image(files),
-                bootable=files.boot != "kernel",
+                name=ROOT, path=root, format="qcow2", layers=() if installer else _image(files),
+                bootable=files.boot != "kernel", limits=limits,
             )
         )  # fmt: skip
     if installer and files.disk is not None:

@@ -12,7 +12,8 @@ _TIMES = (
     "status.seen_at", "spec.at",
 )  # fmt: skip
 _SIZES = (
-    "spec.memory.size", "spec.disk.size", "spec.size", "spec.memory", "spec.disk", "status.memory", "status.size",
+    "spec.memory.size", "spec.disk.size", "spec.disk.bandwidth", "spec.disk.bandwidth_burst", "spec.size",
+    "spec.memory", "spec.disk", "spec.disk_bandwidth", "spec.disk_bandwidth_burst", "status.memory", "status.size",
     "status.memory_reserved", "status.disk_free", "status.virtual_size", "status.min_memory", "status.used",
     "status.received", "status.total",
 )  # fmt: skip
@@ -29,7 +30,6 @@ def every_field(item: Object) -> str:
 def vm_summary(vm: Object) -> str:
     """A VM in a few lines: what it is, how it is, how to get in."""
     meta, spec, status = vm["meta"], vm["spec"], vm["status"]
-    size = (spec.get("disk") or {}).get("size")
     rows = [
         ("name", meta["name"]),
         ("project", meta["project"] if meta.get("project") != "default" else ""),
@@ -38,7 +38,7 @@ def vm_summary(vm: Object) -> str:
         ("flavor", spec.get("flavor") or ""),
         ("cpus", f"{spec['cpu']['count']}" + (f", {_accelerator(status)}" if status.get("accelerator") else "")),
         ("memory", format_size(spec["memory"]["size"])),
-        ("disk", format_size(size) if size else ""),
+        ("disk", _disk(spec.get("disk") or {})),
         ("host", status.get("host", "")),
         ("pid", shown(status.get("pid"))),
         ("started", shown(status.get("started_at"), "time")),
@@ -53,6 +53,21 @@ def vm_summary(vm: Object) -> str:
     ]
     lines = [f"{title + ':':13}{clean(text)}" for title, text in rows if text]
     return "\n".join(lines + (["", *ways_in(vm)] if status["phase"] == "running" else []))
+
+
+def _disk(disk: Object) -> str:
+    """Its size and limits: ``5G, at most 500 iops (burst 2000 iops), 10M/s``."""
+    limits = []
+    for field, unit in (("iops", " iops"), ("bandwidth", "/s")):
+        if disk.get(field):
+            steady, burst = (_rate(disk.get(f"{field}{more}"), unit) for more in ("", "_burst"))
+            limits.append(steady + (f" (burst {burst})" if burst else ""))
+    size = format_size(disk["size"]) if disk.get("size") else ""
+    return ", ".join(filter(None, (size, f"at most {', '.join(limits)}" if limits else "")))
+
+
+def _rate(value: int | None, unit: str) -> str:
+    return "" if not value else f"{format_size(value) if unit == '/s' else value}{unit}"
 
 
 def ways_in(vm: Object) -> list[str]:

@@ -10,6 +10,7 @@ from corral.cli.command import Command
 from corral.cli.output import print_json, table
 from corral.cli.session import Session
 from corral.model.kinds import KINDS
+from corral.model.patch import keys
 from corral.units import MIB, format_size
 
 
@@ -21,6 +22,8 @@ def explain(session: Session, path: str) -> None:
     from corral.model.schema import lookup
 
     words = [word for word in path.replace("[", ".").replace("]", "").split(".") if word and not word.isdigit()]
+    if words[:2] == ["vm", "spec"] and len(words) > 2:
+        words[2:] = keys(".".join(words[2:]))
     if words:
         _print(".".join(words), lookup(".".join(words)), session.output)
     elif session.output == "json":

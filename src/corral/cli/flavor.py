@@ -23,6 +23,11 @@ flavor = noun("flavor", deletable=True)
 @click.option("--weight", type=int, metavar="N", help="Share of CPU time against other VMs (default: 100).")
 @click.option("--limit", type=SHARE, metavar="CORES", help="CPU time at most, like 0.5 or 50%.")
 @click.option("--reserve", type=SHARE, metavar="CORES", help="CPU time that is always there.")
+@click.option("--disk-iops", type=int, metavar="N", help="Reads and writes a second of the disk, at most.")
+@click.option("--disk-bandwidth", type=SIZE, metavar="SIZE", help="Bytes a second of the disk at most, like 50M.")
+@click.option("--disk-iops-burst", type=int, metavar="N", help="As much while credit lasts.")
+@click.option("--disk-bandwidth-burst", type=SIZE, metavar="SIZE", help="As much while credit lasts.")
+@click.option("--disk-burst-s", type=int, metavar="N", help="Credit: so many seconds' worth of a burst (default: 10).")
 @click.pass_obj
 def create(session: Session, /, name: str, **options: Any) -> None:
     """Make a plan; `corral launch --flavor NAME` uses it."""

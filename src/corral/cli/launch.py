@@ -22,8 +22,11 @@ from corral.cli.session import Session
 from corral.cli.wait import Waiting
 from corral.errors import CorralError, Invalid, Problem
 from corral.model.kinds import KINDS
+from corral.model.patch import keys
 
 MAX_USER_DATA = 64 << 10
+SIZES = ("size", "bandwidth", "bandwidth_burst", "rate")
+"""Fields that hold bytes, or bytes a second: ``512M``."""
 SHARES = ("limit", "reserve", "cpu_limit", "cpu_reserve")
 """Fields that hold cores: ``0.5`` or ``50%``."""
 vm_options = [
@@ -156,22 +159,27 @@ def _text(path: str, field: str, limit: int) -> str:
 def assign(spec: dict[str, Any], word: str, flag: str = "--set") -> None:
     """Set ``path=value`` in a spec; numbers, true, false, none, sizes, shares are recognised. Raises usage errors."""
     path, equals, text = word.partition("=")
-    keys = path.removeprefix("spec.").split(".")
-    if not equals or not all(keys):
+    words = keys(path)
+    if not equals or not all(words):
         raise click.BadParameter(f"{word!r} is not PATH=VALUE", param_hint=flag)
     place: Any = spec
-    for key in keys[:-1]:
-        place = place.setdefault(key, {})
-        if not isinstance(place, dict):
-            raise click.BadParameter(f"{path} lies inside a list; lists have flags of their own", param_hint=flag)
-    place[keys[-1]] = _value(keys[-1], text)
+    for key in words[:-1]:
+        if isinstance(place, dict):
+            place = place.setdefault(key, {})
+        elif isinstance(place, list) and key.isascii() and key.isdigit() and int(key) < len(place):
+            place = place[int(key)]
+        else:
+            raise click.BadParameter(f"there is no {path}", param_hint=flag)
+    if not isinstance(place, dict):
+        raise click.BadParameter(f"{path} lies inside a list; lists have flags of their own", param_hint=flag)
+    place[words[-1]] = _value(words[-1], text)
 
 
 def _value(key: str, text: str) -> Any:
-    if key == "size":
-        return SIZE.convert(text, None, None)
     if text in ("none", "null"):
         return None
+    if key in SIZES:
+        return SIZE.convert(text.removesuffix("/s"), None, None)
     if key in SHARES:
         return SHARE.convert(text, None, None)
     if text in ("true", "false"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import click
@@ -11,11 +12,13 @@ from corral.cli.failures import clean
 from corral.cli.launch import assign
 from corral.cli.output import Object, print_json, table
 from corral.cli.session import Session
+from corral.errors import CODES, Invalid
 from corral.model.effect import Changed, effects
+from corral.model.patch import keys, merge, public
 
 OFF = ("stopped", "error", "pending")
 """Phases in which a VM has no hardware that a change would have to wait for."""
-WHEN = {"live": "at once", "restart": "after a restart", "now": "at once"}
+WHEN = {"live": "at once", "restart": "after a restart", "now": "at once", "impossible": "impossible"}
 
 arguments: list[click.Parameter] = [
     click.Argument(["name"]),
@@ -26,18 +29,28 @@ arguments: list[click.Parameter] = [
 
 @click.command("set", cls=Command)
 @click.pass_obj
-def set_vm(session: Session, name: str, changes: tuple[str, ...], dry_run: bool) -> None:
+def set_vm(session: Session, name: str, changes: tuple[str, ...], dry_run: bool) -> int:
     """Change a VM, running or not. Keys are paths into the spec: `corral explain vm.spec`.
 
     \b
     corral vm set web cpu.weight=400
     corral vm set web cpu.limit=50% cpu.reserve=0.2
+    corral vm set web disk.root.iops=500 disk.root.bandwidth=10M
     corral vm set web cpu.limit=none memory.size=1G --dry-run
     """
     before = session.get("vm", name)
-    after = change(session, "vm", before, changes, dry_run=dry_run)
+    refused: dict[str, str] = {}
+    try:
+        after = change(session, "vm", before, changes, dry_run=dry_run)
+    except Invalid as error:
+        if not dry_run:
+            raise
+        after = {**before, "spec": merge(before["spec"], assigned(before, changes))}
+        refused = {public(problem.field): problem.message for problem in error.problems}
     runs = before["status"]["phase"] not in OFF
-    show(session, after, effects(before["spec"], after["spec"], runs=runs), dry_run=dry_run)
+    found = effects(before["spec"], after["spec"], runs=runs, refused=refused)
+    show(session, after, found, dry_run=dry_run)
+    return CODES["invalid"].exit if refused else 0
 
 
 @click.command("set", cls=Command)
@@ -59,10 +72,18 @@ set_project.params += arguments
 
 def change(session: Session, kind: str, before: Object, words: tuple[str, ...], *, dry_run: bool) -> Object:
     """The object as it is (or would be) with these ``KEY=VALUE`` changes."""
+    return session.patch(kind, before["meta"]["id"], spec=assigned(before, words), dry_run=dry_run)
+
+
+def assigned(before: Object, words: tuple[str, ...]) -> dict[str, Any]:
+    """The patch of a spec. A list is replaced as a whole, so one that is reached into starts as it was."""
     spec: dict[str, Any] = {}
     for word in words:
+        first = keys(word.partition("=")[0])[0]
+        if isinstance(was := before["spec"].get(first), list):
+            spec.setdefault(first, copy.deepcopy(was))
         assign(spec, word, "KEY=VALUE")
-    return session.patch(kind, before["meta"]["id"], spec=spec, dry_run=dry_run)
+    return spec
 
 
 def show(session: Session, after: Object, changed: list[Changed], *, dry_run: bool) -> None:
@@ -74,9 +95,13 @@ def show(session: Session, after: Object, changed: list[Changed], *, dry_run: bo
     elif not changed:
         print(f"{name}: that is how it is already")
     else:
-        rows = [[one.field, _text(one.before), _text(one.after), WHEN[one.effect]] for one in changed]
+        rows = [[one.field, _text(one.before), _text(one.after), _when(one)] for one in changed]
         print(f"{name} {'would change' if dry_run else 'changed'}:")
         print(table(["FIELD", "FROM", "TO", "TAKES EFFECT"], rows))
+
+
+def _when(one: Changed) -> str:
+    return WHEN[one.effect] + (f": {clean(one.why)}" if one.why else "")
 
 
 def _text(value: Any) -> str:

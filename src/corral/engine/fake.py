@@ -26,6 +26,7 @@ from corral.engine.protocol import (
     EngineEvent,
     Exit,
     HostForward,
+    Limits,
     Machine,
     MemorySight,
     Probe,
@@ -66,6 +67,7 @@ class FakeMachine:
         self.poll_s = 0
         self.said: tuple[int, float] | None = None
         """What the guest had available when it last said so, and when."""
+        self.limits = {drive.name: drive.limits for drive in machine.drives}
         self.drives = {drive.name: DriveStats(name=drive.name) for drive in machine.drives}
         self.links = {card.name: machine.template is None for card in machine.cards}
         """Card → its cable is plugged in."""
@@ -431,6 +433,12 @@ class FakeEngine:
         machine = await self._answering(id)
         if self._world.answers(id):
             machine.granted = min(machine.machine.memory, max(target, machine.needed))
+
+    async def throttle(self, id: str, drive: str, limits: Limits) -> None:
+        machine = await self._answering(id)
+        if drive not in machine.limits:
+            raise NotFound(f"machine {id} has no drive {drive[:40]!a}")
+        machine.limits[drive] = limits
 
     def channels(self, id: str) -> Channels:
         run = self._world.root / id / "run"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from corral.engine.protocol import Card, Drive, KernelBoot, Machine
+from corral.engine.protocol import Card, Drive, KernelBoot, Limits, Machine
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
 _MAC = "52:54:00:00:00:00"
@@ -33,8 +33,8 @@ def common(machine: Machine) -> Machine:
 
 
 def _drive(drive: Drive) -> Drive:
-    # A disk's format is the host's business: a fork's is always qcow2, its template's may have been raw.
-    return msgspec.structs.replace(drive, path=Path(f"/{drive.name}"), format="raw", layers=())
+    # A disk's format and limits are the host's business: a fork's is always qcow2, its template's may have been raw.
+    return msgspec.structs.replace(drive, path=Path(f"/{drive.name}"), format="raw", layers=(), limits=Limits())
 
 
 def _card(card: Card) -> Card:

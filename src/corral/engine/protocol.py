@@ -34,6 +34,25 @@ class Layer(Struct, frozen=True, kw_only=True):
     format: Literal["raw", "qcow2"]
 
 
+class Limits(Struct, frozen=True, kw_only=True):
+    """How fast a guest may use a drive, reads and writes together; 0 is no limit.
+
+    A burst is a faster rate, for as long as credit lasts: ``burst_s`` seconds' worth of it, saved up while the guest
+    does less than the steady rate, which goes on being earned during the burst.
+    """
+
+    iops: int = 0
+    """Reads and writes a second."""
+    bandwidth: int = 0
+    """Bytes a second."""
+    iops_burst: int = 0
+    """No less than ``iops``; nothing without it."""
+    bandwidth_burst: int = 0
+    """No less than ``bandwidth``; nothing without it."""
+    burst_s: int = 10
+    """At least 2: in the first second of a burst nobody counts its rate."""
+
+
 class Drive(Struct, frozen=True, kw_only=True):
     """A disk or CD of the machine. Formats are stated, never probed."""
 
@@ -48,6 +67,8 @@ class Drive(Struct, frozen=True, kw_only=True):
     bootable: bool = False
     cdrom: bool = False
     """Shown as a CD-ROM (installer ISOs); everything else is virtio-blk."""
+    limits: Limits = Limits()
+    """From the start; :meth:`Engine.throttle` changes them."""
 
     @property
     def chain(self) -> tuple[Layer, ...]:
@@ -367,6 +388,10 @@ class Engine(Protocol):
     async def balloon(self, id: str, target: int) -> None:
         """Let the guest have ``target`` bytes of its memory, at most all. Returns at once; the guest follows in its own
         time. Never ask for what it needs itself: it would try for ever, and burn CPU time doing so."""
+        ...
+
+    async def throttle(self, id: str, drive: str, limits: Limits) -> None:
+        """Limit a drive like this from now on. Raises Refused ``wrong-phase``; NotFound when it has no such drive."""
         ...
 
     def channels(self, id: str) -> Channels: ...

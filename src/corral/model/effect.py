@@ -1,35 +1,49 @@
-"""When a changed field of a VM's spec takes effect: at once, or at the next boot. Pure, on specs as JSON trees."""
+"""When a changed field of a VM's spec takes effect: at once, at the next boot, never. Pure, on specs as JSON trees."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-LIVE = ("cpu.weight", "cpu.limit", "cpu.reserve", "restart", "power")
+from corral.model.patch import public
+
+LIVE = (
+    "cpu.weight", "cpu.limit", "cpu.reserve", "disk.root.iops", "disk.root.bandwidth", "disk.root.iops_burst",
+    "disk.root.bandwidth_burst", "disk.root.burst_s", "restart", "power",
+)  # fmt: skip
 """Fields that a running VM follows within a second or two; its hardware is what it was started with."""
-Effect = Literal["live", "restart", "now"]
+Effect = Literal["live", "restart", "now", "impossible"]
 
 
 class Changed(NamedTuple):
-    """One field that changed. ``effect``: ``live``, ``restart`` (at the next boot), or ``now`` (it does not run)."""
+    """One field that changed, by the path that people write (:mod:`corral.model.patch`).
+
+    ``effect``: ``live``, ``restart`` (at the next boot), ``now`` (it does not run), or ``impossible`` (``why`` says).
+    """
 
     field: str
     before: Any
     after: Any
     effect: Effect
+    why: str = ""
 
 
-def effects(before: Mapping[str, Any], after: Mapping[str, Any], *, runs: bool) -> list[Changed]:
-    """What changed between two specs, by field."""
+def effects(
+    before: Mapping[str, Any], after: Mapping[str, Any], *, runs: bool, refused: Mapping[str, str] | None = None
+) -> list[Changed]:
+    """What changed between two specs, by field. ``refused``: field → why it cannot be so."""
     old, new = dict(_leaves(before)), dict(_leaves(after))
+    why = refused or {}
     return [
-        Changed(field, old.get(field), new.get(field), _effect(field, runs))
+        Changed(field, old.get(field), new.get(field), _effect(field, runs, why), why.get(field, ""))
         for field in sorted(old.keys() | new.keys())
         if old.get(field) != new.get(field)
     ]
 
 
-def _effect(field: str, runs: bool) -> Effect:
+def _effect(field: str, runs: bool, refused: Mapping[str, str]) -> Effect:
+    if field in refused:
+        return "impossible"
     if not runs:
         return "now"
     return "live" if field in LIVE else "restart"
@@ -40,5 +54,7 @@ def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
         where = f"{path}.{key}" if path else key
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, where)
+        elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            yield from _leaves({str(number): item for number, item in enumerate(value)}, where)
         else:
-            yield where, value
+            yield public(where), value

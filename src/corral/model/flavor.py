@@ -19,6 +19,16 @@ class FlavorSpec(Struct, frozen=True, kw_only=True):
     """As a VM's ``cpu.limit``: cores."""
     reserve: float = 0.0
     """As a VM's ``cpu.reserve``: cores."""
+    disk_iops: int | None = None
+    """As a VM's ``disk.iops``."""
+    disk_bandwidth: int | None = None
+    """As a VM's ``disk.bandwidth``: bytes a second."""
+    disk_iops_burst: int | None = None
+    """As a VM's ``disk.iops_burst``."""
+    disk_bandwidth_burst: int | None = None
+    """As a VM's ``disk.bandwidth_burst``: bytes a second."""
+    disk_burst_s: int = 10
+    """As a VM's ``disk.burst_s``."""
 
 
 class Flavor(Resource, frozen=True, kw_only=True, tag_field="kind", tag="flavor"):

@@ -24,7 +24,7 @@ from corral.model.project import ProjectSpec
 from corral.model.shape import MAX_PROBLEMS, read
 from corral.model.strict import shown
 from corral.model.vm import Nic, VmSpec
-from corral.units import GIB, MIB, format_size
+from corral.units import GIB, KIB, MIB, format_size
 
 T = TypeVar("T")
 MAX_CPUS = 64
@@ -36,6 +36,11 @@ MIN_MEMORY = 64 * MIB
 """Below this not even the smallest image boots."""
 MAX_MEMORY = 1024 * GIB
 MAX_DISK = 64 * 1024 * GIB
+MIN_IOPS, MAX_IOPS = 10, 10_000_000
+MIN_RATE, MAX_RATE = 64 * KIB, 64 * GIB
+"""Bytes a second. With less than these a guest takes minutes to boot or to shut down; with more nothing is limited."""
+MIN_BURST_S, MAX_BURST_S = 2, 3600
+"""Below two seconds the hypervisor does not count the rate of a burst."""
 MAX_NICS = 8
 MAX_FORWARDS = 64
 MAX_KEYS = 32
@@ -142,6 +147,25 @@ def _shares(weight: int, limit: float | None, reserve: float, most: float, path:
         yield Problem(names[2], f"{reserve:g} cores is out of range", f"0 to {ceiling:g}{why}")
 
 
+def _disk_limits(spec: Any, path: str, prefix: str = "") -> Found:
+    """Limits of a disk, whose fields have ``prefix`` in their names."""
+    for name, low, high, shown_as in (
+        ("iops", MIN_IOPS, MAX_IOPS, str),
+        ("bandwidth", MIN_RATE, MAX_RATE, format_size),
+    ):
+        field, burst_field = f"{path}.{prefix}{name}", f"{path}.{prefix}{name}_burst"
+        steady, burst = getattr(spec, f"{prefix}{name}"), getattr(spec, f"{prefix}{name}_burst")
+        for where, value in ((field, steady), (burst_field, burst)):
+            if value is not None and not low <= value <= high:
+                expected = f"{shown_as(low)} to {shown_as(high)} a second, or null"
+                yield Problem(where, f"{value} is out of range", expected)
+        if burst is not None and steady is None:
+            yield Problem(burst_field, "there is no limit that a burst could exceed", f"a value in {field} too")
+        elif burst is not None and steady is not None and burst < steady:
+            yield Problem(burst_field, f"{shown_as(burst)} is below the limit itself", f"at least {shown_as(steady)}")
+    yield from _range(getattr(spec, f"{prefix}burst_s"), MIN_BURST_S, MAX_BURST_S, f"{path}.{prefix}burst_s")
+
+
 def _line(value: str, field: str, most: int = 1024) -> Found:
     if len(value) > most or not value.isprintable():
         yield Problem(field, f"{shown(value)} is no line of text", f"up to {most} printable characters")
@@ -161,6 +185,7 @@ def _vm(spec: VmSpec, path: str) -> Found:
     yield from _bytes(spec.memory.size, MIN_MEMORY, MAX_MEMORY, f"{path}.memory.size")
     if spec.disk.size is not None:
         yield from _bytes(spec.disk.size, MIB, MAX_DISK, f"{path}.disk.size")
+    yield from _disk_limits(spec.disk, f"{path}.disk")
     yield from _nics(spec.nics, f"{path}.nics")
     yield from _user_data(spec.user_data, f"{path}.user_data")
     if len(spec.ssh_keys) > MAX_KEYS:
@@ -185,6 +210,9 @@ def _nics(nics: tuple[Nic, ...], path: str) -> Found:
             yield Problem(f"{where}.network", f"{shown(nic.network)} is no network's name", "a name like user")
         if nic.mac:
             yield from _mac(nic.mac, macs, f"{where}.mac")
+        if nic.rate is not None and not MIN_RATE <= nic.rate <= MAX_RATE:
+            expected = f"{format_size(MIN_RATE)} to {format_size(MAX_RATE)} a second, or null"
+            yield Problem(f"{where}.rate", f"{nic.rate} is out of range", expected)
         if len(nic.publish) > MAX_FORWARDS:
             yield Problem(f"{where}.publish", f"has {len(nic.publish)} ports", f"at most {MAX_FORWARDS}")
         for place, port in enumerate(nic.publish[:MAX_FORWARDS]):
@@ -290,6 +318,7 @@ def _flavor(spec: FlavorSpec, path: str) -> Found:
         yield from _shares(spec.weight, spec.limit, spec.reserve, spec.cpus, path, ("weight", "limit", "reserve"))
     if spec.disk is not None:
         yield from _bytes(spec.disk, MIB, MAX_DISK, f"{path}.disk")
+    yield from _disk_limits(spec, path, "disk_")
 
 
 def _described(spec: Any, path: str) -> Found:

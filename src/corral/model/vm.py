@@ -66,7 +66,17 @@ class Disk(Struct, frozen=True, kw_only=True):
     """The root disk, an overlay over the image."""
 
     size: int | None = None
-    """Bytes; None keeps the image's own size. Never smaller than the image."""
+    """Bytes; None keeps the image's own size. Never smaller than the image; it can grow, and never shrinks."""
+    iops: int | None = None
+    """Reads and writes a second at most, together; None: no limit."""
+    bandwidth: int | None = None
+    """Bytes a second at most, read and written together; None: no limit."""
+    iops_burst: int | None = None
+    """Reads and writes a second while credit lasts, at least ``iops``; None: no burst."""
+    bandwidth_burst: int | None = None
+    """Bytes a second while credit lasts, at least ``bandwidth``; None: no burst."""
+    burst_s: int = 10
+    """Credit for bursts: so many seconds' worth of the burst rate, saved up while less than the limit is used."""
 
 
 class Forward(Struct, frozen=True, kw_only=True):
@@ -87,6 +97,8 @@ class Nic(Struct, frozen=True, kw_only=True):
     mac: str = ""
     """Empty at creation: the platform chooses one."""
     publish: tuple[Forward, ...] = ()
+    rate: int | None = None
+    """Bytes a second at most, in each direction; None: no limit. User-mode networking cannot limit."""
 
 
 class VmSpec(Struct, frozen=True, kw_only=True):

@@ -23,18 +23,20 @@ from corral.model import (
     ProjectSpec,
     Vm,
     VmSpec,
+    Volume,
 )  # fmt: skip
 from corral.model.base import Resource
 from corral.model.kinds import kind_of
+from corral.model.patch import merge
 from corral.model.shape import read, to_tree
 from corral.model.validate import accept, label_problems, name_problems, problems_of, refuse
-from corral.store.objects import Create
-from corral.units import GIB, MIB
+from corral.store.objects import Create, Update
+from corral.units import GIB, MIB, format_size
 
 PATCHABLE = ("vm", "image", "flavor", "host", "network", "project")
 """Kinds whose labels and spec users change; the others are records of what happened."""
 FIXED: dict[str, tuple[str, ...]] = {
-    "vm": ("image", "flavor", "disk"),
+    "vm": ("image", "flavor"),
     "image": ("source", "recipe", "url", "checksum", "format", "arch", "firmware"),
     "network": ("mode", "cidr"),
 }
@@ -123,7 +125,7 @@ class Changing(Imaging):
             if wanted == found or dry_run:
                 return wanted
             try:
-                updated: Resource = await self.objects.update(wanted)
+                updated, *_ = await self.objects.commit([Update(wanted), *await self._grown(found, wanted)])
                 self.ledger.put(updated)
                 return updated
             except Refused as error:
@@ -151,18 +153,27 @@ class Changing(Imaging):
     async def _check_vm(self, vm: Vm, spec: VmSpec) -> None:
         """A changed spec must suit the image, the networks and, where it asks for more memory to run, the hosts."""
         image = await self._image_of(vm)
-        problems = [] if image is None else [p for p in demands(spec, image) if p.field == "spec.memory.size"]
+        problems = [*_shrunk(vm.spec, spec), *([] if image is None else demands(spec, image))]
         for number, nic in enumerate(spec.nics):
             if not nic.mac:
                 problems.append(Problem(f"spec.nics[{number}].mac", "is missing", "the card's address, or a new one"))
-            try:
-                await self.objects.find(Network, nic.network, vm.meta.project)
-            except NotFound:
-                problems.append(Problem(f"spec.nics[{number}].network", f"there is no network {nic.network!a}", "user"))
-        refuse(problems)
+        refuse(problems + await self.card_problems(spec, vm.meta.project))
         starts = vm.spec.power is Power.STOPPED and spec.power is not Power.STOPPED
         if spec.power is not Power.STOPPED and (starts or spec.memory.size > vm.spec.memory.size):
             await self.admit([changed(vm, spec=spec)], image)
+
+    async def _grown(self, before: Resource, after: Resource) -> list[Update]:
+        """A VM's root volume is as large as its spec says."""
+        if not isinstance(before, Vm) or not isinstance(after, Vm) or before.spec.disk.size == after.spec.disk.size:
+            return []
+        volumes = (await self.objects.list(Volume, before.meta.project)).items
+        assert after.spec.disk.size is not None, "a disk never shrinks, not even to its image's size"
+        size = after.spec.disk.size
+        return [
+            Update(changed(volume, spec=msgspec.structs.replace(volume.spec, size=size)))
+            for volume in volumes
+            if volume.spec.vm == before.meta.id
+        ]
 
     async def delete(self, kind: str, ref: str, *, project: str = "default", revision: int | None = None) -> None:
         """Remove an object of a kind that owns nothing (flavors). Images and VMs have ways of their own."""
@@ -172,17 +183,11 @@ class Changing(Imaging):
         await self.objects.delete(found)
 
 
-def merge(target: Any, patch: Any) -> Any:
-    """RFC 7386: objects merge, null removes, everything else replaces."""
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(target) if isinstance(target, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        else:
-            result[key] = merge(result.get(key), value)
-    return result
+def _shrunk(before: VmSpec, after: VmSpec) -> Iterator[Problem]:
+    """A disk that would become smaller: what is beyond its end would be lost."""
+    had = before.disk.size
+    if had is not None and (after.disk.size is None or after.disk.size < had):
+        yield Problem("spec.disk.size", "a disk never shrinks", f"at least {had} bytes ({format_size(had)})")
 
 
 def _fixed(kind: str, before: dict[str, Any], after: dict[str, Any]) -> Iterator[Problem]:

@@ -41,8 +41,11 @@ from corral.scheduler.place import choose, need_of, sentence
 from corral.store.objects import Create, Require, Write
 from corral.units import format_size
 
+LIMITS = ("iops", "bandwidth", "iops_burst", "bandwidth_burst")
+"""Fields of a disk that say how fast it is."""
 OWNED = ("image_id", "boots", "resets", "force")
 """Fields of a VM's spec that the platform writes."""
+UNLIMITED = "user-mode networking cannot limit a card's rate; the guest's own traffic control can (tc qdisc)"
 TRIES = 8
 """Of finding a free name, or of an image whose record keeps changing (it is being fetched)."""
 
@@ -160,23 +163,26 @@ class Launching(Ground):
                 raise NotFound(error.message, hint=error.hint, field="spec.flavor") from None
             cpu = _planned_cpu(spec.cpu, given.get("cpu") or {}, plan)
             memory = spec.memory if "size" in (given.get("memory") or {}) else Memory(size=plan.memory)
-            disk = spec.disk if "size" in (given.get("disk") or {}) else self._disk_of(plan.disk, image)
+            disk = _planned_disk(spec.disk, given.get("disk") or {}, plan, image)
             spec = changed_spec(spec, cpu=cpu, memory=memory, disk=disk)
-        problems = list(demands(spec, image))
-        for number, nic in enumerate(spec.nics):
-            try:
-                await self.objects.find(Network, nic.network, project)
-            except NotFound:
-                problems.append(Problem(f"spec.nics[{number}].network", f"there is no network {nic.network!a}", "user"))
-        refuse(problems)
+            refuse(problems_of(spec))  # what was given may not go with the plan: a burst below the limit
+        refuse([*demands(spec, image), *await self.card_problems(spec, project)])
         nics = tuple(changed_nic(nic, self._mac()) for nic in spec.nics)
         return changed_spec(spec, image_id=image.meta.id, nics=nics, boots=1, resets=0, force=False)
 
-    def _disk_of(self, size: int | None, image: Image) -> Disk:
-        """A flavor's disk; an image that is larger, or has none, keeps its own size."""
-        if size is None or (image.status.phase is ImagePhase.READY and size < max(1, image.status.virtual_size)):
-            return Disk()
-        return Disk(size=size) if _has_disk(image) else Disk()
+    async def card_problems(self, spec: VmSpec, project: str) -> list[Problem]:
+        """What stands against the cards' networks."""
+        problems = []
+        for number, nic in enumerate(spec.nics):
+            where = f"spec.nics[{number}]"
+            try:
+                network = await self.objects.find(Network, nic.network, project)
+            except NotFound:
+                problems.append(Problem(f"{where}.network", f"there is no network {nic.network!a}", "user"))
+                continue
+            if nic.rate is not None and network.spec.mode == "user":
+                problems.append(Problem(f"{where}.rate", UNLIMITED, "no rate"))
+        return problems
 
     def _mac(self) -> str:
         return "52:54:00:" + ":".join(f"{byte:02x}" for byte in self.rt.random.token(3))
@@ -231,6 +237,21 @@ def _planned_cpu(cpu: Cpu, given: Mapping[str, Any], plan: FlavorSpec) -> Cpu:
     return msgspec.structs.replace(cpu, **{field: value for field, value in planned.items() if field not in given})
 
 
+def _planned_disk(disk: Disk, given: Mapping[str, Any], plan: FlavorSpec, image: Image) -> Disk:
+    """What a plan says of the disk, where the request says nothing.
+
+    An image that is larger keeps its own size; one without a disk has nothing to plan.
+    """
+    if not _has_disk(image):
+        return disk
+    small = plan.disk is not None and image.status.phase is ImagePhase.READY and plan.disk < image.status.virtual_size
+    planned = {
+        "size": None if small else plan.disk, "iops": plan.disk_iops, "bandwidth": plan.disk_bandwidth,
+        "iops_burst": plan.disk_iops_burst, "bandwidth_burst": plan.disk_bandwidth_burst, "burst_s": plan.disk_burst_s,
+    }  # fmt: skip
+    return msgspec.structs.replace(disk, **{field: value for field, value in planned.items() if field not in given})
+
+
 def changed_spec(spec: VmSpec, **fields: Any) -> VmSpec:
     return msgspec.structs.replace(spec, **fields)
 
@@ -249,6 +270,10 @@ def demands(spec: VmSpec, image: Image) -> Iterator[Problem]:
             f"{shown} is too little for {image.meta.name}",
             f"at least {format_size(status.min_memory)}",
         )
+    if not _has_disk(image):
+        for field in LIMITS:
+            if getattr(spec.disk, field) is not None:
+                yield Problem(f"spec.disk.{field}", f"image {image.meta.name} has no disk", "no limit")
     if spec.disk.size is None or status.phase is not ImagePhase.READY:
         return
     if not status.virtual_size:

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from corral.engine.overlays import MAX_LAYERS
-from corral.engine.protocol import Card, Drive, Layer, Machine
+from corral.engine.protocol import Card, Drive, Layer, Limits, Machine
 from corral.engine.qemu.arch import Arch, arch_of
 from corral.engine.qemu.firmware import Firmware
+from corral.engine.qemu.throttle import group, limit_problems, limits_of
 from corral.errors import Invalid, Problem
 
 TB_SIZE_MIB = 32
@@ -169,16 +170,15 @@ def _ports(used: int) -> list[str]:
 def _drive(drive: Drive, *, boot_index: int | None, port: str) -> list[str]:
     """A drive's chain of block nodes: file → format → throttle filter (named after the drive, on top), and its device.
 
-    The filter is there from the start with limits of 0 (none), since it cannot be slipped under a device later.
+    The filter is there from the start, limits or not, since it cannot be slipped under a device later.
     """
     node = drive.name
-    group = f"limits-{node}"
-    form = _format(drive)
-    argv = _json("-object", {"qom-type": "throttle-group", "id": group})
-    argv += _json(
-        "-blockdev",
-        {"driver": "throttle", "node-name": node, "throttle-group": group, "read-only": drive.readonly, "file": form},
-    )
+    throttle: dict[str, object] = {"qom-type": "throttle-group", "id": group(node)}
+    if drive.limits != Limits():
+        throttle["limits"] = limits_of(drive.limits)
+    top: dict[str, object] = {"driver": "throttle", "node-name": node, "throttle-group": group(node)}
+    argv = _json("-object", throttle)
+    argv += _json("-blockdev", {**top, "read-only": drive.readonly, "file": _format(drive)})
     device: dict[str, object] = {"id": f"disk-{node}", "drive": node}
     if boot_index is not None:
         device["bootindex"] = boot_index
@@ -254,6 +254,7 @@ def check(machine: Machine) -> None:
         problems += _layer_problems(drive)
         if drive.cdrom and not drive.readonly:
             problems.append(Problem("drives.readonly", "a CD-ROM cannot be written", "readonly"))
+        problems += limit_problems(drive.limits)
     for card in machine.cards:
         problems += _name_problems("cards.name", card.name)
         if not _MAC.fullmatch(card.mac):

@@ -20,6 +20,7 @@ from corral.engine.protocol import (
     Channels,
     Drive,
     EngineEvent,
+    Limits,
     Machine,
     MemorySight,
     Sighting,
@@ -49,6 +50,7 @@ from corral.engine.qemu.probe import probe
 from corral.engine.qemu.qmp import Verb
 from corral.engine.qemu.record import Record, RunDir
 from corral.engine.qemu.stats import stats_of
+from corral.engine.qemu.throttle import setting
 from corral.errors import CorralError, NotFound, Refused, Unavailable
 from corral.runtime import Runtime, process
 from corral.runtime.process import boot_id
@@ -263,6 +265,12 @@ class QemuEngine:
 
     async def balloon(self, id: str, target: int) -> None:
         await (await self._known(id)).command(Verb.BALLOON, {"value": target})
+
+    async def throttle(self, id: str, drive: str, limits: Limits) -> None:
+        machine = await self._known(id)
+        if drive not in {one.name for one in machine.record.machine.drives}:
+            raise NotFound(f"machine {id} has no drive {drive[:40]!a}")
+        await machine.command(Verb.SET, setting(drive, limits))
 
     def channels(self, id: str) -> Channels:
         run = RunDir(self._root, id)
