@@ -3,6 +3,7 @@
  *   main.c      opens the port, the event loop, sessions (hello, re-hello, garbage)
  *   wire.c      frames and fields: encode, decode, the two bounded port buffers
  *   program.c   starting a program: its user, directory, environment, pipes or terminal
+ *   limit.c     how many processes a program may have
  *   channel.c   a program's channel: streams with credit, signals, end
  *   identity.c  time, entropy, names, keys, network
  *   machine.c   information about the guest; shutdown and reboot
@@ -47,7 +48,7 @@ enum type {
 
 enum field {
 	/* exec */
-	F_ARG = 1, F_ENV = 2, F_CWD = 3, F_USER = 4, F_TTY = 5,
+	F_ARG = 1, F_ENV = 2, F_CWD = 3, F_USER = 4, F_TTY = 5, F_PROCESSES = 6,
 	/* info */
 	F_VERSION = 16, F_HOSTNAME = 17, F_OS = 18, F_KERNEL = 19, F_ADDRESS = 20, F_BOOT_ID = 21, F_READY = 22,
 	/* identity; F_HOSTNAME and F_ADDRESS too */
@@ -89,10 +90,17 @@ __attribute__((format(printf, 2, 3))) void add_words(struct text *t, const char 
 
 /* program.c */
 enum { ERR_PIPE, STDOUT, STDERR, STDIN, ENDS }; /* our ends of a program; ERR_PIPE: why it could not be started */
-struct program { char *cwd, *user; bool tty; struct winsize size; };
+struct program { char *cwd, *user; bool tty; struct winsize size; uint32_t processes; uint32_t limit; };
 const char *program_parse(struct frame *f, struct program *p); /* NULL, or what is wrong with it */
 pid_t program_start(const struct program *p, int fd[ENDS]);    /* the one parsed last; -1: see errno */
 void child_defaults(void);                      /* in a child: what the agent changed for itself is undone */
+
+/* limit.c: a control group for one program, named by its channel */
+const char *limit_make(uint32_t id, uint32_t processes);  /* NULL, or what is wrong */
+bool limit_join(uint32_t id);                   /* in the child */
+bool limit_reached(uint32_t id);                /* it wanted more than it may have */
+void limit_kill(uint32_t id);                   /* everything in it */
+void limit_drop(uint32_t id);                   /* now if nobody is in it any more, else with a later one */
 
 /* channel.c */
 void channel_frame(struct frame *f);            /* exec, stdin, eof, signal, resize, close, credit */

@@ -24,6 +24,7 @@ struct channel {
 	uint32_t credit;           /* cost of output that the host will still take */
 	uint8_t *ring;             /* input that the program has not taken yet; made at the first byte */
 	uint32_t ring_head, ring_used, consumed;
+	bool limited;              /* it has a control group of its own */
 	int64_t quiet_since;       /* after its end: when output was last seen, or could not be sent */
 };
 
@@ -45,6 +46,8 @@ static void release(struct channel *c)
 	for (int i = 0; i < ENDS; i++)
 		shut(&c->fd[i]);
 	free(c->ring);
+	if (c->limited)
+		limit_drop(c->id);
 	if (!c->reaped && orphan_count < MAX_ORPHANS) /* channel_exec keeps room for every channel */
 		orphans[orphan_count++] = c->pid;
 	*c = (struct channel){0};
@@ -53,6 +56,8 @@ static void release(struct channel *c)
 static void kill_program(struct channel *c)
 {
 	pid_t group;
+	if (c->limited)
+		limit_kill(c->id);
 	if (c->reaped)
 		return; /* its number may belong to somebody else by now */
 	if (c->tty && c->fd[STDOUT] >= 0 && !ioctl(c->fd[STDOUT], TIOCGPGRP, &group) && group > 1)
@@ -111,19 +116,21 @@ static void channel_exec(struct frame *f)
 	const char *why = f->channel == 0 || find(f->channel) ? "that channel is in use" : program_parse(f, &p);
 	if (!why && (!c || orphan_count + MAX_CHANNELS >= MAX_ORPHANS))
 		why = "too many programs";
+	if (!why && p.processes)
+		why = limit_make(p.limit = f->channel, p.processes);
 	if (why) {
 		refuse(f->channel, why);
 		return;
 	}
 	*c = (struct channel){.fd = {-1, -1, -1, -1}, .slot = {-1, -1, -1, -1}, .tty = p.tty, .credit = WINDOW};
+	c->limited = p.limit;
 	c->pid = program_start(&p, c->fd);
 	c->reaped = c->pid < 0;
+	c->id = f->channel;
 	if (c->pid < 0) {
 		refuse(f->channel, strerror(errno));
 		release(c);
-		return;
 	}
-	c->id = f->channel;
 }
 
 bool spawn_forgotten(char *const argv[])
@@ -320,8 +327,8 @@ static void serve_end(struct channel *c)
 	/* A program left in the background may hold the output open for ever: do not wait for it. */
 	if (open_output && now_ms() - c->quiet_since < GRACE_MS)
 		return;
-	uint8_t status = (uint8_t)c->status;
-	out_frame(c->id, T_EXIT, &status, 1);
+	uint8_t end[2] = {(uint8_t)c->status, 1};
+	out_frame(c->id, T_EXIT, end, c->limited && limit_reached(c->id) ? 2 : 1);
 	release(c);
 }
 

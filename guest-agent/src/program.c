@@ -80,6 +80,8 @@ __attribute__((noreturn)) static void run_child(const struct program *p, const i
 {
 	child_defaults();
 	setsid();
+	if (p->limit && !limit_join(p->limit))
+		fail(error_fd, 126, "limit of processes", strerror(errno));
 	if (p->tty && ioctl(fds[0], TIOCSCTTY, 0))
 		fail(error_fd, 126, "terminal", strerror(errno));
 	for (int i = 0; i < 3; i++)
@@ -105,6 +107,11 @@ const char *program_parse(struct frame *f, struct program *p)
 			p->tty = true;
 			p->size.ws_row = (unsigned short)(v.data[0] | v.data[1] << 8);
 			p->size.ws_col = (unsigned short)(v.data[2] | v.data[3] << 8);
+			continue;
+		}
+		if (v.tag == F_PROCESSES) {
+			if (v.length != 4 || !(p->processes = get32(v.data)))
+				return "bad limit of processes";
 			continue;
 		}
 		/* Fits always: five bytes of field header make room for the terminating one. */

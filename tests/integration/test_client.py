@@ -102,7 +102,7 @@ def test_a_vm_from_launch_to_delete(client: sync.Client) -> None:
 
 def test_programs_in_a_guest(client: sync.Client) -> None:
     with sync.sandbox("debian", client=client, memory="128M") as vm:
-        assert vm.run("echo", "hello") == (0, b"hello\n", b"")
+        assert vm.run("echo", "hello") == (0, b"hello\n", b"", "")
         assert vm.run("sh", "-c", "exit 7").status == 7
         data = os.urandom(3 << 20)
         assert vm.run("cat", input=data).stdout == data

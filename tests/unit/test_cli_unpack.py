@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from corral.cli.pack import check_source, pack
-from corral.cli.unpack import MAX_HEADER, take_file, unpack
+from corral.client.sync.pack import check_source, pack
+from corral.client.sync.unpack import MAX_HEADER, take_file, unpack
 from corral.errors import CorralError, Invalid
 
 

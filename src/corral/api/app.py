@@ -8,7 +8,7 @@ from litestar import Litestar
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
-from corral.api import kinds, sockets, system, vms, watch
+from corral.api import hold, kinds, sockets, system, vms, watch
 from corral.api.gate import LOOPBACK, Gate
 from corral.api.live import Live
 from corral.api.problems import handlers
@@ -28,7 +28,7 @@ def build(service: Service, live: Live, about: system.About, *, hosts: Iterable[
     """The application in front of a service and a living host. ``about`` gives the fields of ``/v1/version``."""
     app = Litestar(
         route_handlers=[
-            *system.routes(service, live, about), watch.route(service), *vms.routes(service, live),
+            *system.routes(service, live, about), watch.route(service), hold.route(service), *vms.routes(service, live),
             *sockets.routes(service, live), *kinds.routes(service),
         ],
         request_class=StrictRequest,

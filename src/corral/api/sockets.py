@@ -35,6 +35,8 @@ MAX_SESSIONS = 512
 """Open sockets; each holds a process or a console."""
 CHUNK = 64 << 10
 MAX_ARGUMENTS = 4096
+MAX_PROCESSES = 4_194_304
+"""The most that Linux can have."""
 MAX_COMMAND = 256 << 10
 """Bytes of argv and env together; Linux takes 2 MiB, a corral-guest frame less."""
 
@@ -54,6 +56,8 @@ class Run(Struct, frozen=True, kw_only=True):
     tty: bool = False
     rows: int = 24
     columns: int = 80
+    processes: int | None = None
+    """Processes and threads at once, at most."""
 
 
 class Size(Struct, frozen=True, kw_only=True):
@@ -162,8 +166,9 @@ async def _command(socket: Socket) -> Command:
     raw = message.encode() if isinstance(message, str) else message
     run = accept(Run, strict.loads(raw), "", _run_problems)
     return Command(
-        argv=run.argv, env=run.env, cwd=run.cwd, user=run.user, tty=run.tty, rows=run.rows, columns=run.columns
-    )
+        argv=run.argv, env=run.env, cwd=run.cwd, user=run.user, tty=run.tty, rows=run.rows, columns=run.columns,
+        processes=run.processes,
+    )  # fmt: skip
 
 
 def _run_problems(run: Run) -> Iterator[Problem]:
@@ -180,6 +185,8 @@ def _run_problems(run: Run) -> Iterator[Problem]:
         yield Problem("env", "holds a name that is empty or contains =", "names like PATH")
     if len(run.cwd) > 4096 or len(run.user) > 256:
         yield Problem("cwd", "or user is too long", "a path, a user's name")
+    if run.processes is not None and not 1 <= run.processes <= MAX_PROCESSES:
+        yield Problem("processes", f"{run.processes} is out of range", f"1 to {MAX_PROCESSES}, or null for no limit")
     yield from _size_problems(run)
 
 
@@ -191,7 +198,7 @@ def _size_problems(size: Run | Size) -> Iterator[Problem]:
 async def _process_out(socket: Socket, process: Process) -> None:
     async for piece in process.output():
         if isinstance(piece, Ended):
-            await socket.send_bytes(bytes((3, piece.status & 0xFF)))
+            await socket.send_bytes(bytes((3, piece.status & 0xFF, *([1] if piece.crowded else []))))
             return
         for at in range(0, len(piece.data), CHUNK):
             await socket.send_bytes(bytes((piece.stream,)) + piece.data[at : at + CHUNK])

@@ -79,23 +79,23 @@ async def _lines(
     service: Service, classes: tuple[type[Resource], ...], start: int, wanted: Filter
 ) -> AsyncIterator[bytes]:
     revision = start - 1
-    yield _line(revision, ())
+    yield line(revision, ())
     try:
         # aclosing: when the reader goes away the store's watch is closed with this generator, at once.
-        async with aclosing(cast(Any, _beating(service, classes, start))) as batches:
+        async with aclosing(cast(Any, beating(service, classes, start))) as batches:
             async for batch in batches:
                 if batch is None:
-                    yield _line(revision, ())
+                    yield line(revision, ())
                     continue
                 revision = batch.revision
                 changes = tuple(change for change in batch.changes if wanted.passes(change))
                 if changes:
-                    yield _line(revision, changes)
+                    yield line(revision, changes)
     except CorralError as error:
-        yield _encode({"error": to_problem(error)}) + b"\n"
+        yield failure_line(error)
 
 
-async def _beating(
+async def beating(
     service: Service, classes: tuple[type[Resource], ...], start: int
 ) -> AsyncIterator[ObjectBatch | None]:
     """Batches, and None whenever nothing has come for a while."""
@@ -121,6 +121,12 @@ async def _beating(
                 await asyncio.gather(waiting, return_exceptions=True)
 
 
-def _line(revision: int, changes: tuple[ObjectChange, ...]) -> bytes:
+def failure_line(error: CorralError) -> bytes:
+    """The last line of a stream that failed."""
+    return _encode({"error": to_problem(error)}) + b"\n"
+
+
+def line(revision: int, changes: tuple[ObjectChange, ...]) -> bytes:
+    """What one transaction changed; nothing is a heartbeat."""
     told = [{"kind": change.kind, "id": change.id, "object": change.object} for change in changes]
     return _encode({"revision": revision, "changes": told}) + b"\n"

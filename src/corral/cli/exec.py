@@ -38,6 +38,10 @@ class Expired(Exception):
     """Our own ``--timeout`` has passed."""
 
 
+class Flooded(Exception):
+    """The program printed more than it may."""
+
+
 @click.command("exec", cls=GuestCommand)
 @click.argument("name")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND...")
@@ -87,8 +91,10 @@ def _named(error: CorralError, name: str) -> CorralError:
     return error
 
 
-def attach(program: Exec, *, interactive: bool, tty: bool, timeout_s: float | None) -> int:
-    """Join our standard streams to the program until it ends; its status. Raises Expired, CorralError."""
+def attach(
+    program: Exec, *, interactive: bool, tty: bool, timeout_s: float | None, max_output: int | None = None
+) -> int:
+    """Join our standard streams to the program until it ends; its status. Raises Expired, Flooded, CorralError."""
     until = None if timeout_s is None else time.monotonic() + timeout_s
     with ExitStack() as stack:
         ask = stack.enter_context(orders())
@@ -101,11 +107,11 @@ def attach(program: Exec, *, interactive: bool, tty: bool, timeout_s: float | No
             threading.Thread(target=send_stdin, args=(program,), daemon=True).start()
         else:
             program.eof()
-        return pump(program, until)
+        return pump(program, until, max_output)
 
 
-def pump(program: Exec, until: float | None) -> int:
-    """Print what the program prints until it ends; its status."""
+def pump(program: Exec, until: float | None, room: int | None = None) -> int:
+    """Print what the program prints, at most ``room`` bytes, until it ends; its status."""
     while True:
         left = None if until is None else until - time.monotonic()
         if left is not None and left <= 0:
@@ -119,7 +125,11 @@ def pump(program: Exec, until: float | None) -> int:
         if piece is None:
             assert program.status is not None, "output ends with the status"
             return program.status
-        terminal.write_all(piece.stream, piece.data)
+        terminal.write_all(piece.stream, piece.data if room is None else piece.data[:room])
+        if room is not None:
+            room -= len(piece.data)
+            if room < 0:
+                raise Flooded
 
 
 def send_stdin(program: Exec) -> None:

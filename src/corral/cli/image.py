@@ -12,11 +12,12 @@ import click
 from corral.cli import failures
 from corral.cli.command import Command
 from corral.cli.noun import noun
-from corral.cli.obtain import BUILT, finish, obtain
+from corral.cli.obtain import finish, obtain
 from corral.cli.output import Object, print_one
 from corral.cli.parameters import DURATION
 from corral.cli.progress import Transfer
 from corral.cli.session import Session
+from corral.client.record import BUILT
 from corral.errors import CorralError, Invalid, Problem
 from corral.units import format_size
 

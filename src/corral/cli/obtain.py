@@ -10,10 +10,9 @@ from corral.cli import failures
 from corral.cli.output import Object
 from corral.cli.session import Session
 from corral.cli.wait import FINAL, Waiting
+from corral.client.record import BUILT
 from corral.errors import CorralError, NotFound, Refused, TimedOut
 
-BUILT = ("micro", "debian")
-"""Images that are built on this machine rather than fetched."""
 REMOVAL_S = 60.0
 """How long the files of a failed image may take to go."""
 

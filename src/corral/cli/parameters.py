@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -47,3 +47,21 @@ def pairs(words: Iterable[str], flag: str) -> dict[str, str]:
             raise click.BadParameter(f"{word!r} is not K=V", param_hint=flag)
         found[key] = value
     return found
+
+
+class Given(NamedTuple):
+    """What a flag said: ``none`` is a value, and not the same as a flag that was not given."""
+
+    value: Any
+
+
+class OrNone(_Type):
+    """A value of another type, or the word ``none``; as :class:`Given`."""
+
+    def __init__(self, quantity: _Type) -> None:
+        self.name, self._quantity = quantity.name, quantity
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Given:
+        if isinstance(value, Given):
+            return value
+        return Given(None if value == "none" else self._quantity.convert(value, param, ctx))

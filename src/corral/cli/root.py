@@ -13,6 +13,7 @@ _DAILY, _NOUNS, _PLATFORM = "Daily", "Things (corral NOUN --help)", "The platfor
 
 TABLE = {
     "launch": Lazy("corral.cli.launch", "launch", "Make a VM and start it", _DAILY),
+    "run": Lazy("corral.cli.run", "run", "Run a program in a throw-away VM", _DAILY),
     "list": Lazy("corral.cli.daily", "list_vms", "List VMs", _DAILY),
     "info": Lazy("corral.cli.daily", "info", "Everything about one VM", _DAILY),
     "top": Lazy("corral.cli.top", "top", "Who uses what, live", _DAILY),

@@ -1,8 +1,9 @@
 """The frames of an exec socket, as both clients and the daemon write them (binary messages).
 
 Client to daemon: ``0`` stdin data · ``1`` end of stdin · ``2`` signal (one byte) · ``3`` terminal size (rows, columns,
-two bytes each). Daemon to client: ``1`` stdout · ``2`` stderr · ``3`` exit status (one byte) · ``4`` error (a problem
-body) · ``5`` stdin taken (count of bytes, four bytes). The first message of the client is the command, as JSON text.
+two bytes each). Daemon to client: ``1`` stdout · ``2`` stderr · ``3`` exit status (one byte; a second one, 1, if it
+wanted more processes than it may have) · ``4`` error (a problem body) · ``5`` stdin taken (count of bytes, four bytes).
+The first message of the client is the command, as JSON text.
 
 A client has at most :data:`WINDOW` bytes of stdin on the way that were not yet taken. So the daemon always reads: a
 signal never waits behind input that the program does not read, and two full sockets cannot block each other.
@@ -30,9 +31,10 @@ class Output(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """The program's end."""
+    """The program's end. ``crowded``: it wanted more processes than it may have."""
 
     status: int
+    crowded: bool = False
 
 
 class Taken(NamedTuple):
@@ -43,11 +45,11 @@ class Taken(NamedTuple):
 
 def command(
     argv: tuple[str, ...], *, env: dict[str, str] | None = None, cwd: str = "", user: str = "", tty: bool = False,
-    rows: int = 24, columns: int = 80,
+    rows: int = 24, columns: int = 80, processes: int | None = None,
 ) -> str:  # fmt: skip
     """The first message."""
     body: dict[str, Any] = {"argv": list(argv), "env": env or {}, "cwd": cwd, "user": user, "tty": tty}
-    return json.dumps(body | {"rows": rows, "columns": columns})
+    return json.dumps(body | {"rows": rows, "columns": columns, "processes": processes})
 
 
 def stdin(data: bytes) -> bytes:
@@ -79,7 +81,7 @@ def parse(message: str | bytes) -> Output | Ended | Taken:
     if kind in (STDOUT, STDERR):
         return Output(kind, message[1:])
     if kind == EXIT:
-        return Ended(message[1])
+        return Ended(message[1], message[2:3] == b"\x01")
     if kind == TAKEN:
         return Taken(int.from_bytes(message[1:5]))
     if kind == ERROR:

@@ -10,11 +10,16 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from corral.client.frames import Output
 from corral.errors import CorralError, Refused, from_problem
 
 PLURALS = {"vm": "vms", "image": "images", "task": "tasks", "volume": "volumes", "flavor": "flavors", "host": "hosts",
            "network": "networks", "project": "projects", "event": "events"}  # fmt: skip
 """Resource of a kind. Not read from the model: a command that lists VMs must not load all of it."""
+BUILT = ("micro", "debian")
+"""Images that are built on the daemon's machine rather than fetched."""
+FINAL = ("done", "failed", "cancelled")
+"""States of a task that has ended."""
 SILENCE_S = 35.0
 """A watch sends a heartbeat every 10 s: after three that are missing the connection is dead."""
 RECONNECT_S = 30.0
@@ -98,16 +103,43 @@ class Batch(NamedTuple):
 
 
 class Result(NamedTuple):
-    """How a program in a guest ended: its status (128+n for a signal) and what it printed."""
+    """How a program in a guest ended: its status (128+n for a signal) and what it printed.
+
+    ``limit``: the limit that it reached, empty for none. ``output``: it printed more than it may and was killed (status
+    137; what it had printed is here). ``processes``: it wanted more of them than it may have.
+    """
 
     status: int
     stdout: bytes
     stderr: bytes
+    limit: str = ""
 
     @property
     def text(self) -> str:
         """stdout as text."""
         return self.stdout.decode(errors="replace")
+
+
+KILLED = 137
+"""128 + SIGKILL."""
+
+
+class Printed:
+    """What a program has printed, up to ``most`` bytes of both streams together (None: all of it)."""
+
+    def __init__(self, most: int | None) -> None:
+        self._room, self._parts = most, {1: bytearray(), 2: bytearray()}
+
+    def take(self, piece: Output) -> bool:
+        """One more piece; False when that is more than there is room for (what fits is kept)."""
+        data = piece.data if self._room is None else piece.data[: self._room]
+        self._parts[piece.stream] += data
+        if self._room is not None:
+            self._room -= len(data)
+        return len(data) == len(piece.data)
+
+    def result(self, status: int, limit: str = "") -> Result:
+        return Result(status, bytes(self._parts[1]), bytes(self._parts[2]), limit)
 
 
 def task_error(task: Record) -> CorralError:

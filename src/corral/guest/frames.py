@@ -70,6 +70,7 @@ class Field(IntEnum):
     CWD = 3
     USER = 4
     TTY = 5
+    PROCESSES = 6
     VERSION = 16
     HOSTNAME = 17
     OS = 18

@@ -27,6 +27,8 @@ from corral.guest.protocol import Ended, Output
 START_TIMEOUT_S = 30.0
 """A busy emulated guest may need seconds to load a program."""
 KILL_TIMEOUT_S = 2.0
+CROWDED = b"\x01"
+"""Second byte of EXIT: the program wanted more processes than it may have."""
 
 
 class Link(Protocol):
@@ -52,6 +54,7 @@ class ResidentProcess:
         self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._started.add_done_callback(lambda future: future.cancelled() or future.exception())
         self._status: int | None = None
+        self._crowded = False
         self._closed = False
 
     # What the connection calls.
@@ -74,8 +77,8 @@ class ResidentProcess:
                 CorralError(reason or "the program cannot be started", code="guest", status=status)
             )
             self._end(status)
-        elif frame.type == Type.EXIT and len(frame.payload) == 1:
-            self._end(frame.payload[0])
+        elif frame.type == Type.EXIT and len(frame.payload) in (1, 2):
+            self._end(frame.payload[0], crowded=frame.payload[1:] == CROWDED)
         else:
             raise violation(f"frame type {frame.type} out of order")
         return self._status is not None
@@ -101,8 +104,8 @@ class ResidentProcess:
         self._pieces.append(Output(stream=1 if frame.type == Type.STDOUT else 2, data=frame.payload))
         self._changed.set()
 
-    def _end(self, status: int) -> None:
-        self._status = status
+    def _end(self, status: int, *, crowded: bool = False) -> None:
+        self._status, self._crowded = status, crowded
         if not self._started.done():
             self._started.set_result(None)
         self._changed.set()
@@ -118,7 +121,7 @@ class ResidentProcess:
                 yield piece
                 self._give_back(len(piece.data) + FRAME_COST)
             if self._status is not None:
-                yield Ended(status=self._status)
+                yield Ended(status=self._status, crowded=self._crowded)
                 return
             if self._link.lost:
                 raise self._link.lost

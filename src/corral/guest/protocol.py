@@ -28,6 +28,8 @@ class Command(Struct, frozen=True, kw_only=True):
     tty: bool = False
     rows: int = 24
     columns: int = 80
+    processes: int | None = None
+    """Processes and threads that it may have at once, itself and all its descendants together; None: no limit."""
 
 
 class GuestInfo(Struct, frozen=True, kw_only=True):
@@ -70,9 +72,13 @@ class Output(Struct, frozen=True, kw_only=True):
 
 
 class Ended(Struct, frozen=True, kw_only=True):
-    """A program's end: its exit status, 128+n for a signal, as a shell would say it."""
+    """A program's end: its exit status, 128+n for a signal, as a shell would say it.
+
+    ``crowded``: it wanted more processes than it may have.
+    """
 
     status: int
+    crowded: bool = False
 
 
 class Process(Protocol):

@@ -218,12 +218,17 @@ class Qga:
     async def run(self, command: Command) -> Process:
         """Its start waits for its input: errors of the start come from the process's ``output()``.
 
-        Raises Refused ``unsupported`` for a terminal.
+        Raises Refused ``unsupported`` for a terminal, and for a limit of processes.
         """
         if command.tty:
             raise Refused(
                 "this guest has no terminal to give", code="unsupported", hint="its image has only qemu-guest-agent"
             )
+        if command.processes is not None:
+            raise Refused(
+                "this guest cannot limit a program's processes", code="unsupported",
+                hint="its image has only qemu-guest-agent; ask for no limit",
+            )  # fmt: skip
         return QgaProcess(self.call, self._rt, command)
 
     async def identify(self, identity: Identity, timeout: float = 5.0) -> None:

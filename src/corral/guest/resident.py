@@ -305,6 +305,8 @@ def _command_fields(command: Command) -> list[tuple[Field, bytes]]:
     fields = [(tag, text.encode(errors="surrogateescape")) for tag, text in texts]
     if command.tty:
         fields.append((Field.TTY, struct.pack("<HH", command.rows & 0xFFFF, command.columns & 0xFFFF)))
+    if command.processes is not None:
+        fields.append((Field.PROCESSES, struct.pack("<I", command.processes)))
     return fields
 
 

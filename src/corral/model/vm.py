@@ -112,6 +112,7 @@ class VmSpec(Struct, frozen=True, kw_only=True):
     memory: Memory = Memory()
     disk: Disk = Disk()
     nics: tuple[Nic, ...] = (Nic(),)
+    """Empty: a VM without a network."""
     user_data: str = ""
     """cloud-init user data, up to 64 KiB."""
     ssh_keys: tuple[str, ...] = ()
@@ -125,6 +126,8 @@ class VmSpec(Struct, frozen=True, kw_only=True):
     """Wanted count of boots: one more asks for a restart."""
     resets: int = 0
     """Wanted count of hard resets."""
+    ephemeral: bool = False
+    """It lives only while somebody holds it (``GET /v1/vms/REF/hold``): deleted soon after nobody does any more."""
     force: bool = False
     """The present wish (stop, restart, delete) cuts the power instead of asking the guest."""
 

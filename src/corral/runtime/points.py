@@ -23,4 +23,5 @@ API_POINTS = ("api.before-commit", "api.after-commit")
 ENGINE_POINTS = ("engine.spawn.dir", "engine.spawn.process", "engine.spawn.recorded")
 FREEZE_POINTS = ("engine.freeze.prepared", "engine.freeze.recorded")
 FORK_POINTS = ("engine.fork.loaded",)
-ALL_POINTS = VM_POINTS + PLACEMENT_POINTS + API_POINTS + ENGINE_POINTS + FREEZE_POINTS + FORK_POINTS
+ABANDON_POINTS = ("abandoned.found", "abandoned.recorded")
+ALL_POINTS = VM_POINTS + PLACEMENT_POINTS + API_POINTS + ENGINE_POINTS + FREEZE_POINTS + FORK_POINTS + ABANDON_POINTS

@@ -20,6 +20,7 @@ from corral.agent.agent import Agent
 from corral.agent.live import AgentLive
 from corral.api.app import build
 from corral.api.service import Service
+from corral.controllers.abandoned import Abandoned
 from corral.controllers.collect import Collector
 from corral.controllers.placement import Placement
 from corral.errors import TimedOut
@@ -93,6 +94,8 @@ async def _serve_locked(home: Home, addresses: tuple[str, ...], engine: str, rea
         supervisor.start("collector", Collector(objects, rt).run)
         supervisor.start("agent", agent.run)
         await _registered(agent, rt)
+        # Not before the API can answer: those who hold VMs come back through it.
+        supervisor.start("abandoned", Abandoned(objects, rt).run)
 
         def about() -> dict[str, Any]:
             return {

@@ -14,6 +14,7 @@ from corral.model import Meta, Project, Task, TaskSpec
 from corral.model.base import Resource
 from corral.runtime import Runtime
 from corral.runtime.random import uuid_from
+from corral.store.holds import Holds
 from corral.store.objects import Create, Objects, Update, Write
 
 T = TypeVar("T", bound=Resource)
@@ -31,6 +32,7 @@ class Ground:
         self.objects, self.rt = objects, rt
         self.offered = tuple(dict(entry) for entry in catalogue)
         self.ledger = Ledger(objects)
+        self.holds = Holds(objects.store, rt)
 
     async def project(self, name: str) -> None:
         """Raises NotFound for a project that does not exist."""

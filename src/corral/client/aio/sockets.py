@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, WebSocketE
 from corral.client import frames
 from corral.client.address import Address
 from corral.client.calls import Call
-from corral.client.record import Result
+from corral.client.record import KILLED, Printed, Result
 from corral.errors import CorralError, TimedOut, Unavailable
 
 MAX_QUEUE = 16
@@ -71,6 +71,8 @@ class AsyncExec(_Socket):
     """A program in a guest. Iterate over its output; ``status`` is set when that ends. Closing it kills the program."""
 
     status: int | None = None
+    crowded = False
+    """It wanted more processes than it may have."""
 
     def __init__(self, connection: ClientConnection) -> None:
         super().__init__(connection)
@@ -103,7 +105,7 @@ class AsyncExec(_Socket):
             if isinstance(item, frames.Output):
                 return item
             if isinstance(item, frames.Ended):
-                self.status = item.status
+                self.status, self.crowded = item.status, item.crowded
                 self._account(over=True)
             else:
                 self._account(taken=item.size)
@@ -142,15 +144,20 @@ class AsyncExec(_Socket):
     async def resize(self, rows: int, columns: int) -> None:
         await self._send(frames.resize(rows, columns))
 
-    async def collect(self, stdin: bytes = b"", timeout: float | None = None) -> Result:
-        """Feed it, read it to its end. Raises TimedOut (the caller's close then kills it) after ``timeout`` seconds."""
-        parts: dict[int, list[bytes]] = {1: [], 2: []}
+    async def collect(self, stdin: bytes = b"", timeout: float | None = None, max_output: int | None = None) -> Result:
+        """Feed it, read it to its end.
+
+        ``max_output``: bytes that it may print; the caller's close then kills it, and the result says so. Raises
+        TimedOut (the caller's close then kills it) after ``timeout`` seconds.
+        """
+        printed = Printed(max_output)
         feeder = asyncio.ensure_future(self._feed(stdin))
         limit = asyncio.timeout(timeout)
         try:
             async with limit:
                 async for item in self:
-                    parts[item.stream].append(item.data)
+                    if not printed.take(item):
+                        return printed.result(KILLED, "output")
         except TimeoutError as error:
             if not limit.expired():
                 raise
@@ -160,7 +167,7 @@ class AsyncExec(_Socket):
             with suppress(asyncio.CancelledError):
                 await feeder
         assert self.status is not None
-        return Result(self.status, b"".join(parts[1]), b"".join(parts[2]))
+        return printed.result(self.status, "processes" if self.crowded else "")
 
     async def _feed(self, data: bytes) -> None:
         # A lost connection is told by the reader; a program may also end without reading its stdin.

@@ -173,12 +173,16 @@ class Vms(Resource):
             await program.close()
 
     async def run(
-        self, ref: str, *argv: str, input: bytes | str = b"", timeout: float | None = None, project: str | None = None,
-        check: bool = False, **options: Any,
+        self, ref: str, *argv: str, input: bytes | str = b"", timeout: float | None = None,
+        max_output: int | None = None, project: str | None = None, check: bool = False, **options: Any,
     ) -> Result:  # fmt: skip
-        """Run a program to its end. ``check``: raise CorralError ``guest`` for a status other than 0."""
+        """Run a program to its end. ``check``: raise CorralError ``guest`` for a status other than 0.
+
+        ``timeout``: seconds, then it is killed and TimedOut raised. ``max_output``: bytes that it may print, then it is
+        killed and the result says so.
+        """
         async with self.exec(ref, argv, project=project, **options) as program:
-            result = await program.collect(input.encode() if isinstance(input, str) else input, timeout)
+            result = await program.collect(input.encode() if isinstance(input, str) else input, timeout, max_output)
         if check and result.status != 0:
             raise CorralError(f"{argv[0]} ended with status {result.status}", code="guest")
         return result

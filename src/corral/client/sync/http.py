@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from corral.client.address import Address
@@ -205,6 +206,12 @@ class Stream:
     def close(self) -> None:
         self._response.close()
         self._connection.close()
+
+    def abort(self) -> None:
+        """End it from another thread: whoever reads is woken, and told that it broke off."""
+        if self._connection.sock is not None:
+            with suppress(OSError):  # the other side was faster
+                self._connection.sock.shutdown(socket.SHUT_RDWR)
 
     def set_timeout(self, seconds: float | None) -> None:
         """Longest silence from now on."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from corral.client import calls
-from corral.client.record import RECONNECT_S, Accepted, Batch, Page, Record, read_batch, task_error
-from corral.errors import NotFound, TimedOut, Unavailable, WatchLost
+from corral.client.record import BUILT, FINAL, RECONNECT_S, Accepted, Batch, Page, Record, read_batch, task_error
+from corral.errors import NotFound, Refused, TimedOut, Unavailable, WatchLost
 
 if TYPE_CHECKING:
     from corral.client.sync import Client
@@ -117,6 +117,21 @@ class Images(Resource):
         )
         return self._accepted(self._client.http.send(call))
 
+    def ensure(self, name: str) -> bool:
+        """Have the image of this name ready, built or fetched now if need be; False if nobody knows how to get it."""
+        if name not in BUILT and name not in {entry["name"] for entry in self.catalogue()}:
+            return False
+        wanted = {"source": "build" if name in BUILT else "catalogue", "recipe": name}
+        try:
+            tasks = self.begin(wanted, name=name).tasks
+        except Refused as error:
+            if error.code != "exists":
+                raise
+            tasks = self._client.tasks.open_about(self.get(name).id)
+        for task in tasks:
+            self._client.tasks.wait(task.id)
+        return True
+
     def upload(
         self, ref: str, content: str | os.PathLike[str] | BinaryIO | Iterable[bytes], *, length: int | None = None,
         project: str | None = None, on_bytes: Callable[[int], None] | None = None,
@@ -148,6 +163,10 @@ class Tasks(Resource):
 
     def cancel(self, ref: str) -> Record:
         return Record(self._client.http.send(calls.cancel(ref)))
+
+    def open_about(self, target: str) -> list[Record]:
+        """The tasks about an object (its id) that have not ended."""
+        return [t for t in self.list() if t.spec["target_id"] == target and t.phase not in FINAL]
 
     def wait(self, ref: str, *, timeout: float | None = None, on_change: Progress | None = None) -> Record:
         """The task when it is done. Raises its error when it failed or was cancelled; TimedOut when we stop waiting.

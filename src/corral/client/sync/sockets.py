@@ -16,7 +16,7 @@ from websockets.sync.client import ClientConnection, connect, unix_connect
 from corral.client import frames
 from corral.client.address import Address
 from corral.client.calls import Call
-from corral.client.record import Result
+from corral.client.record import KILLED, Printed, Result
 from corral.errors import CorralError, TimedOut, Unavailable
 
 MAX_QUEUE = 16
@@ -92,6 +92,8 @@ class Exec(_Socket):
     """
 
     status: int | None = None
+    crowded = False
+    """It wanted more processes than it may have."""
     _room = frames.WINDOW
     _over = False
 
@@ -123,7 +125,7 @@ class Exec(_Socket):
             if isinstance(item, frames.Output):
                 return item
             if isinstance(item, frames.Ended):
-                self.status = item.status
+                self.status, self.crowded = item.status, item.crowded
                 self._account(over=True)
             else:
                 self._account(taken=item.size)
@@ -163,9 +165,13 @@ class Exec(_Socket):
     def resize(self, rows: int, columns: int) -> None:
         self._send(frames.resize(rows, columns))
 
-    def collect(self, stdin: bytes = b"", timeout: float | None = None) -> Result:
-        """Feed it, read it to its end. Raises TimedOut (the program is then killed) after ``timeout`` seconds."""
-        parts: dict[int, list[bytes]] = {1: [], 2: []}
+    def collect(self, stdin: bytes = b"", timeout: float | None = None, max_output: int | None = None) -> Result:
+        """Feed it, read it to its end.
+
+        ``max_output``: bytes that it may print; the caller's close then kills it, and the result says so. Raises
+        TimedOut (the program is then killed) after ``timeout`` seconds.
+        """
+        printed = Printed(max_output)
         expired = threading.Event()
         feeder = threading.Thread(target=self._feed, args=(stdin,), daemon=True)
         alarm = threading.Timer(timeout, self._expire, (expired,)) if timeout is not None else None
@@ -175,7 +181,8 @@ class Exec(_Socket):
             alarm.start()
         try:
             for item in self:
-                parts[item.stream].append(item.data)
+                if not printed.take(item):
+                    return printed.result(KILLED, "output")
         except CorralError as error:
             if expired.is_set():
                 raise TimedOut(f"the program took longer than {timeout:g} s") from error
@@ -184,7 +191,7 @@ class Exec(_Socket):
             if alarm:
                 alarm.cancel()
         assert self.status is not None
-        return Result(self.status, b"".join(parts[1]), b"".join(parts[2]))
+        return printed.result(self.status, "processes" if self.crowded else "")
 
     def _expire(self, expired: threading.Event) -> None:
         expired.set()
