@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from corral.version import __version__
 
 if TYPE_CHECKING:
-    from corral.client.aio import AsyncClient, connect, sandbox
+    from corral.client.aio import AsyncClient, AsyncSandbox, connect, sandbox
 
-__all__ = ["AsyncClient", "__version__", "connect", "sandbox"]
+__all__ = ["AsyncClient", "AsyncSandbox", "__version__", "connect", "sandbox"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("AsyncClient", "connect", "sandbox"):
+    if name in ("AsyncClient", "AsyncSandbox", "connect", "sandbox"):
         from corral.client import aio
 
         return getattr(aio, name)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from corral.client.record import Batch, Record, task_error, vm_spec
-from corral.errors import CorralError, NotFound, Refused, Unavailable
+from corral.errors import CorralError, NotFound, Refused, TimedOut, Unavailable
 from corral.units import MIB, parse_size
 
 RECONNECT_S = 30.0
@@ -63,6 +63,11 @@ class Held:
                 hint=str(problem.get("hint") or ""),
             )
         return None
+
+    def late(self, timeout: float) -> TimedOut:
+        """The error for a guest that has not answered yet; names what it waits for."""
+        reason = self.vm.status.get("reason") or f"it is {self.vm.phase}"
+        return TimedOut(f"{self.vm.name} did not answer within {timeout:g} s: {reason}")
 
     def silence(self) -> CorralError | None:
         """Why nobody answers in it although it is not over; None if somebody should."""

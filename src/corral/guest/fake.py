@@ -37,11 +37,14 @@ class Inside(Protocol):
 
 
 class FakeProcess:
-    """A program in a fake guest: its output is known when it starts, except for ``cat``, which repeats its input."""
+    """A program in a fake guest: its output is known when it starts, except for ``cat``, which repeats its input.
 
-    def __init__(self, output: bytes, status: int, *, repeats: bool = False) -> None:
+    ``lasting``: it does not end with its input.
+    """
+
+    def __init__(self, output: bytes, status: int, *, repeats: bool = False, lasting: bool = False) -> None:
         self._pieces: asyncio.Queue[Output | Ended] = asyncio.Queue()
-        self._repeats = repeats
+        self._repeats, self._lasting = repeats, lasting
         if output:
             self._pieces.put_nowait(Output(stream=1, data=output))
         if not repeats:
@@ -59,7 +62,8 @@ class FakeProcess:
             self._pieces.put_nowait(Output(stream=1, data=data))
 
     async def eof(self) -> None:
-        self._end(0)
+        if not self._lasting:
+            self._end(0)
 
     async def signal(self, number: int) -> None:
         self._end(128 + number)
@@ -111,7 +115,7 @@ class FakeGuest:
         )
 
     async def run(self, command: Command) -> FakeProcess:
-        """``true``, ``false``, ``echo …``, ``cat`` and ``sh -c 'exit N'``; anything else is not found."""
+        """``true``, ``false``, ``echo …``, ``cat``, ``sleep infinity``, ``sh -c "exit N"``; anything else is not found."""
         await self._answer(5.0)
         match list(command.argv):
             case ["true"]:
@@ -122,6 +126,8 @@ class FakeGuest:
                 return FakeProcess(" ".join(words).encode() + b"\n", 0)
             case ["cat"]:
                 return FakeProcess(b"", 0, repeats=True)
+            case ["sleep", "infinity"]:
+                return FakeProcess(b"", 0, repeats=True, lasting=True)
             case [("sh" | "/bin/sh"), "-c", script]:
                 return _shell(script)
         raise CorralError(f"{command.argv[:1]}: No such file or directory", code="guest")

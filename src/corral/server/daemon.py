@@ -90,6 +90,7 @@ async def _serve_locked(home: Home, addresses: tuple[str, ...], engine: str, rea
         live = AgentLive(agent, home.state)
         names = tuple(listen.text_of(one) for one in sockets)
         supervisor.start("service", service.run)
+        supervisor.start("holds", service.holds.run)
         supervisor.start("placement", Placement(objects, rt).run)
         supervisor.start("collector", Collector(objects, rt).run)
         supervisor.start("agent", agent.run)

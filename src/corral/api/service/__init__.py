@@ -9,7 +9,6 @@ ground (idempotency, swap with a task), launch (new VMs, admission), power (verb
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from corral.api.service.changes import PATCHABLE, Changing
@@ -24,13 +23,8 @@ class Service(Changing):
     """``Service(objects, rt, catalogue=())``; ``catalogue``: entries (``name``, ``source`` …) that images come from."""
 
     async def run(self) -> None:
-        """Keep the ledger of memory and the holds of ephemeral VMs up to date until cancelled.
-
-        Without it admission is slower, and ephemeral VMs are collected.
-        """
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.ledger.run())
-            group.create_task(self.holds.run())
+        """Keep the ledger of memory up to date until cancelled. Everything works without it, only slower."""
+        await self.ledger.run()
 
     async def create(self, kind: str, tree: Any, *, key: str = "", dry_run: bool = False) -> Any:
         """Create by kind: Accepted for VMs and images, the object itself for others."""

@@ -6,18 +6,19 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from typing import Any, cast
 
 from corral.client import calls, local
 from corral.client.address import resolve
 from corral.client.aio.http import AsyncHttp, lines
 from corral.client.aio.resources import Events, Hosts, Images, Resource, Tasks
+from corral.client.aio.sandbox import AsyncSandbox, sandbox
 from corral.client.aio.vms import AsyncVm, Vms
 from corral.client.record import PLURALS, RECONNECT_S, SILENCE_S, Batch, Record, read_batch
 from corral.errors import NotFound, TimedOut, Unavailable, WatchLost
 
-__all__ = ["AsyncClient", "AsyncVm", "connect", "sandbox"]
+__all__ = ["AsyncClient", "AsyncSandbox", "AsyncVm", "connect", "sandbox"]
 
 
 class AsyncClient:
@@ -137,18 +138,3 @@ class AsyncClient:
 def connect(url: str | None = None, **options: Any) -> AsyncClient:
     """A client of this machine's daemon, or of ``url``. Options are those of :class:`AsyncClient`."""
     return AsyncClient(url, **options)
-
-
-@asynccontextmanager
-async def sandbox(image: str, *, client: AsyncClient | None = None, **options: Any) -> AsyncIterator[AsyncVm]:
-    """A VM for the length of the block, deleted whatever happens. Options are those of ``c.vms.launch``."""
-    own = client or await AsyncClient().__aenter__()
-    try:
-        begun = await own.vms.begin_launch(image, **options)
-        try:
-            yield await own.vms.finish_launch(begun)
-        finally:
-            await own.vms.delete(begun.items[0].id, force=True, wait=False)
-    finally:
-        if client is None:
-            await own.close()

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from corral.client import calls
-from corral.client.record import Accepted, Page, Record, task_error
-from corral.errors import NotFound
+from corral.client.record import BUILT, FINAL, Accepted, Page, Record, task_error
+from corral.errors import NotFound, Refused
 
 if TYPE_CHECKING:
     from corral.client.aio import AsyncClient
@@ -97,6 +97,21 @@ class Images(Resource):
         call = calls.create("images", spec, name=name, project=scope, labels=labels, key=key, timeout_s=timeout_s)
         return self._accepted(await self._client.http.send(call))
 
+    async def ensure(self, name: str) -> bool:
+        """Have the image of this name ready, built or fetched now if need be; False if nobody knows how to get it."""
+        if name not in BUILT and name not in {entry["name"] for entry in await self.catalogue()}:
+            return False
+        wanted = {"source": "build" if name in BUILT else "catalogue", "recipe": name}
+        try:
+            tasks = (await self.begin(wanted, name=name)).tasks
+        except Refused as error:
+            if error.code != "exists":
+                raise
+            tasks = await self._client.tasks.open_about((await self.get(name)).id)
+        for task in tasks:
+            await self._client.tasks.wait(task.id)
+        return True
+
     async def upload(
         self, ref: str, content: str | os.PathLike[str] | AsyncIterator[bytes], *, length: int | None = None,
         project: str | None = None, on_bytes: Callable[[int], None] | None = None,
@@ -126,6 +141,10 @@ class Tasks(Resource):
 
     async def cancel(self, ref: str) -> Record:
         return Record(await self._client.http.send(calls.cancel(ref)))
+
+    async def open_about(self, target: str) -> list[Record]:
+        """The tasks about an object (its id) that have not ended."""
+        return [t for t in await self.list() if t.spec["target_id"] == target and t.phase not in FINAL]
 
     async def wait(self, ref: str, *, timeout: float | None = None, on_change: Progress | None = None) -> Record:
         """The task when it is done. Raises its error when it failed or was cancelled; TimedOut when we stop waiting.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from corral.client import calls
 from corral.client.held import CUT_S, LAST_WORDS_S, RECONNECT_S, Held
 from corral.client.record import SILENCE_S, Batch, Record, read_batch
-from corral.errors import CorralError, NotFound, TimedOut, Unavailable
+from corral.errors import CorralError, NotFound, Unavailable
 
 if TYPE_CHECKING:
     from corral.client.sync import Client
@@ -53,8 +53,7 @@ class Hold:
             if failure is not None:
                 raise failure
             if not self.held.answers:
-                reason = self.held.vm.status.get("reason") or f"it is {self.held.vm.phase}"
-                raise TimedOut(f"{self.held.vm.name} did not answer within {timeout:g} s: {reason}")
+                raise self.held.late(timeout)
             return self.held.vm
 
     def wait_end(self, timeout: float) -> CorralError | None:
