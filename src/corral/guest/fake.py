@@ -115,7 +115,7 @@ class FakeGuest:
         )
 
     async def run(self, command: Command) -> FakeProcess:
-        """``true``, ``false``, ``echo …``, ``cat``, ``sleep infinity``, ``sh -c "exit N"``; anything else is not found."""
+        """``true``, ``false``, ``echo …``, ``cat``, ``sleep infinity``, ``sh -c "exit N"``; all else is not found."""
         await self._answer(5.0)
         match list(command.argv):
             case ["true"]:
