@@ -34,7 +34,7 @@ class Platform:
         self.prefix = prefix or []
         self.env = {
             **{k: v for k, v in os.environ.items() if not k.startswith("CORRAL_")},
-            "CORRAL_STATE": str(self.state), "CORRAL_CACHE": str(CACHE), "CORRAL_AUTOSTART": "0",
+            "CORRAL_STATE": str(self.state), "CORRAL_CACHE": str(CACHE), "CORRAL_AUTOSTART": "0", "CORRAL_TEMPLATES": "off",
             "CORRAL_ENGINE": engine, "NO_COLOR": "1", "PYTHONWARNINGS": "error::ResourceWarning", **(env or {}),
         }  # fmt: skip
 

@@ -64,7 +64,7 @@ def test_there_is_always_an_answer_and_it_is_safe(vm: Vm, seen: Seen) -> None:
         assert seen.state in OFF_STATES
     if seen.epoch > vm.status.epoch and seen.state is not State.ABSENT:
         assert decision.do is Do.QUARANTINE
-    if decision.do is Do.REST and decision.phase is Phase.RUNNING:
+    if decision.do is Do.REST and decision.phase is Phase.RUNNING and decision.sure:
         assert seen.state is State.RUNNING
 
 

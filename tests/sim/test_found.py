@@ -134,10 +134,10 @@ def test_a_store_that_is_away_while_a_vm_starts_is_no_failure_of_the_vm(
     async def story(cluster: Cluster) -> None:
         allot, faults = Steps._allot, [fault]
 
-        async def unlucky(self: Steps, one: Vm, files: Any) -> Vm:
+        async def unlucky(self: Steps, one: Vm, *more: Any) -> Vm:
             if faults:
                 cluster.faults.order(faults.pop())
-            return await allot(self, one, files)
+            return await allot(self, one, *more)
 
         monkeypatch.setattr(Steps, "_allot", unlucky)
         await launch(cluster, "never")

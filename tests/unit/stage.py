@@ -39,6 +39,7 @@ from corral.model import (
 )
 from corral.runtime import Runtime, SeededRandom
 from corral.sim.loop import SimClock, VirtualLoop, simulate
+from corral.storage.fake import FakeLayers
 from corral.store.memory import MemoryStore
 from corral.store.objects import Create, Objects, Update, Write
 from corral.units import GIB, MIB
@@ -114,6 +115,7 @@ class FakeImages:
 class FakeDisks:
     def __init__(self) -> None:
         self.parts: dict[str, set[str]] = {}
+        self.stack = FakeLayers(Path("/fake"))
         self.broken = False
 
     async def _ensure(self, vm_id: str, part: str) -> Path:
@@ -123,7 +125,22 @@ class FakeDisks:
         return Path(f"/fake/{vm_id}/{part}")
 
     async def ensure_root(self, vm_id: str, base: Any, size: int | None, *, new: bool = True) -> Path:
-        return await self._ensure(vm_id, "root.qcow2")
+        await self._ensure(vm_id, "root.qcow2")
+        return self.stack.root(vm_id)
+
+    async def ensure_fork(self, vm_id: str, bases: Sequence[Path], size: int | None) -> Path:
+        await self._ensure(vm_id, "root.qcow2")
+        return self.stack.fork(vm_id, bases)
+
+    async def next_layer(self, vm_id: str) -> tuple[Path, ...]:
+        await self._ensure(vm_id, "layer")
+        return self.stack.next(vm_id)
+
+    def settle(self, vm_id: str) -> None:
+        self.stack.settle(vm_id)
+
+    def layers(self, vm_id: str) -> tuple[Path, ...]:
+        return self.stack.of(vm_id)
 
     async def ensure_seed(self, vm_id: str, seed: Any) -> Path:
         return await self._ensure(vm_id, "seed.iso")
@@ -133,6 +150,7 @@ class FakeDisks:
 
     async def remove(self, vm_id: str) -> None:
         self.parts.pop(vm_id, None)
+        self.stack.forget(vm_id)
 
     def inventory(self) -> list[str]:
         return sorted(self.parts)

@@ -27,11 +27,14 @@ from corral.agent.progress import TaskBook
 from corral.agent.reconcile import OFF_STATES
 from corral.agent.records import VmRecords
 from corral.agent.settings import Settings
-from corral.agent.steps import Steps
+from corral.agent.steps import Steps, keys_of
+from corral.agent.templates.jobs import TemplateJobs
+from corral.agent.templates.stock import TemplateStock
+from corral.agent.templates.welcome import Welcome
 from corral.agent.turns import Turns
 from corral.engine.protocol import Engine, EngineEvent
 from corral.errors import CorralError, Refused, Unavailable
-from corral.model import Host, Image, Phase, Task, Vm
+from corral.model import Host, Image, Phase, Task, Template, Vm
 from corral.runtime import KeyedQueue, Runtime, Supervisor
 from corral.store.objects import ObjectChange, Objects
 
@@ -64,10 +67,22 @@ class Agent:
             book=self.book, events=self.events, picture=self.picture, registration=self.registration,
         )  # fmt: skip
         self.turns = Turns(joined.facts().cpus + self.settings.starting_extra, self._poke)
-        self.entrance = Entrance(self.picture, joined, self.turns, self.registration, self.settings)
+        self.stock = TemplateStock(
+            objects, engine, joined, rt, self.settings, picture=self.picture, registration=self.registration,
+            poke=lambda id: self.templates.poke(id),
+        )  # fmt: skip
+        self.entrance = Entrance(self.picture, joined, self.turns, self.registration, self.settings, self.stock)
+        self.templates = TemplateJobs(
+            objects, engine, joined, rt, book=self.book, events=self.events, picture=self.picture,
+            registration=self.registration, entrance=self.entrance, stock=self.stock, turns=self.turns,
+            poke_vm=self._poke,
+        )  # fmt: skip
+        welcome = Welcome(
+            engine, joined, rt, picture=self.picture, events=self.events, keys=lambda vm: keys_of(vm, ssh_key)
+        )
         self.steps = Steps(
             engine, joined, objects, rt, guests=self.guests, book=self.book, records=self.records,
-            picture=self.picture, ssh_key=ssh_key,
+            picture=self.picture, stock=self.stock, welcome=welcome, ssh_key=ssh_key,
         )  # fmt: skip
         handler = VmHandler(
             objects, engine, rt, self.settings, picture=self.picture, guests=self.guests, book=self.book,
@@ -75,7 +90,9 @@ class Agent:
             registration=self.registration, poke=self._poke,
         )  # fmt: skip
         self.queue = KeyedQueue(rt.clock, handler.handle, workers=self.settings.workers, on_error=self._failed)
-        self.cpu = CpuGrants(objects, engine, self.picture, self.registration, joined.governing, rt)
+        self.cpu = CpuGrants(
+            objects, engine, self.picture, self.registration, joined.governing, rt, self.templates.plans
+        )
         self.accounts = Accounts(self.picture, joined.governing, self.events, rt)
         self.meter = Meter(objects, self.picture, self.registration, joined, self.accounts, rt)
         self.disk = DiskGrants(engine, self.picture, self.registration, self.events, rt)
@@ -93,8 +110,8 @@ class Agent:
             for name, serve in (
                 ("events", self.events.run), ("queue", self.queue.run), ("engine-events", self._hear),
                 ("registration", self.registration.run), ("images", self.images.run),
-                ("governor", self.joined.governing.run), ("cpu", self.cpu.run), ("accounts", self.accounts.run),
-                ("disk", self.disk.run),
+                ("templates", self.templates.run), ("governor", self.joined.governing.run), ("cpu", self.cpu.run),
+                ("accounts", self.accounts.run), ("disk", self.disk.run),
             ):  # fmt: skip
                 self._supervisor.start(name, serve)
             await self._follow(revision)
@@ -105,6 +122,7 @@ class Agent:
         """Let go of everything; nothing that runs is touched."""
         await self._supervisor.close()
         await self.images.close()
+        await self.templates.close()
         await self.guests.close()
         await self.joined.consoles.close()
         await self.book.close()
@@ -120,15 +138,15 @@ class Agent:
         revision = await self._read()
         self.picture.alive = {m.id for m in machines if m.state not in OFF_STATES}
         for machine in machines:
-            if machine.id not in self.picture.vms:
+            if machine.id not in self.picture.vms and machine.id not in self.picture.templates:
                 text = f"a machine without a record ({machine.id}, {machine.state}, pid {machine.pid}) is left alone"
                 self._tell_host(about, "UnknownMachine", text)
         for id in self.joined.groups.inventory():
-            if id not in self.picture.vms and id not in self.picture.alive:
+            if id not in self.picture.vms and id not in self.picture.alive and id not in self.picture.templates:
                 with suppress(Refused):  # somebody is in it: a machine without a record, told above
                     self.joined.groups.remove(id)
         for id in disks:
-            if id not in self.picture.vms:
+            if id not in self.picture.vms and id not in self.picture.templates:
                 self._tell_host(about, "UnknownVolume", f"disks of a VM without a record ({id}) are left alone")
         return revision
 
@@ -142,6 +160,7 @@ class Agent:
         """Take in all records; everything that is ours gets handled."""
         vms = await self.objects.list(Vm)
         images = await self.objects.list(Image)
+        templates = await self.objects.list(Template)
         tasks = await self.objects.list(Task)
         for id in sorted(set(self.picture.vms) - {vm.meta.id for vm in vms.items}):
             self.picture.bury(id)
@@ -149,11 +168,17 @@ class Agent:
         for id in sorted(set(self.picture.images) - {image.meta.id for image in images.items}):
             self.picture.bury(id)
             self.images.poke(id)
+        for id in sorted(set(self.picture.templates) - {template.meta.id for template in templates.items}):
+            self.picture.bury(id)
+            self.templates.poke(id)
         open_tasks = {task.meta.id for task in tasks.items if not task.status.state.final}
         self.book.keep(open_tasks)
         for image in images.items:
             self.picture.put(image)
             self.images.poke(image.meta.id)
+        for template in templates.items:
+            self.picture.put(template)
+            self.templates.poke(template.meta.id)
         for task in tasks.items:
             self.book.put(task)
         for vm in vms.items:
@@ -162,14 +187,14 @@ class Agent:
                 self.queue.add(vm.meta.id)
         for task in self.book.all():
             self._poke_task(task)
-        return min(vms.revision, images.revision, tasks.revision)
+        return min(vms.revision, images.revision, templates.revision, tasks.revision)
 
     async def _follow(self, revision: int) -> None:
         """Follow the records for ever; after a loss read everything again."""
         while True:
             try:
                 async with aclosing(
-                    self.objects.watch(Vm, Image, Task, from_revision=revision + 1)  # type: ignore[type-var]
+                    self.objects.watch(Vm, Image, Template, Task, from_revision=revision + 1)  # type: ignore[type-var]
                 ) as batches:
                     async for batch in batches:
                         for change in batch.changes:
@@ -197,11 +222,17 @@ class Agent:
             self.images.poke(obj.meta.id)
             for vm_id in self.picture.using(obj.meta.id):
                 self._poke(vm_id)
+        elif isinstance(obj, Template):
+            self.picture.put(obj)
+            self.templates.poke(obj.meta.id)
+            for vm_id in self.picture.waiting_for(obj.meta.id):
+                self._poke(vm_id)
         elif change.kind == "task":
             self.book.drop(change.id)
         else:
             self.picture.bury(change.id)
-            (self.images.poke if change.kind == "image" else self._poke)(change.id)
+            pokes = {"image": self.images.poke, "template": self.templates.poke}
+            pokes.get(change.kind, self._poke)(change.id)
 
     def _poke(self, vm_id: str) -> None:
         """Something about this VM may have changed."""
@@ -210,6 +241,8 @@ class Agent:
     def _poke_task(self, task: Task) -> None:
         if task.spec.target_kind == "image":
             self.images.poke(task.spec.target_id)
+        elif task.spec.target_kind == "template":
+            self.templates.poke(task.spec.target_id)
         elif task.spec.target_kind == "vm":
             self._poke(task.spec.target_id)
 
@@ -222,6 +255,8 @@ class Agent:
                 self._heard(event)
 
     def _heard(self, event: EngineEvent) -> None:
+        if event.id in self.picture.templates:
+            return  # the guest of a template in the making: whoever makes it looks at it
         vm = self.picture.vms.get(event.id)
         if event.kind == "reset":
             self.guests.rebooted(event.id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from corral.agent.host import Registration
 from corral.agent.picture import Picture
 from corral.agent.ports import BootFiles, Joined
@@ -9,17 +11,32 @@ from corral.agent.reconcile import Gate
 from corral.agent.settings import Settings
 from corral.agent.turns import Turns
 from corral.errors import NotFound
-from corral.model import ImagePhase, Vm
+from corral.model import ImagePhase, TemplatePhase, Vm
+from corral.model.vm import start_of
 from corral.scheduler.place import Need, Room, amount, judge
+
+EVICTION_S = 0.5
+"""Until a template that nobody uses is gone."""
+
+
+class Stock(Protocol):
+    """The templates of this host, as far as they take memory (:class:`corral.agent.templates.stock.TemplateStock`)."""
+
+    def held(self) -> int: ...
+
+    def evict(self) -> bool:
+        """Let one that nobody uses go; False: there is none."""
+        ...
 
 
 class Entrance:
     """The way into running. Asked only when everything else says start."""
 
     def __init__(
-        self, picture: Picture, joined: Joined, turns: Turns, registration: Registration, settings: Settings
-    ) -> None:
-        self._picture, self._joined, self._turns = picture, joined, turns
+        self, picture: Picture, joined: Joined, turns: Turns, registration: Registration, settings: Settings,
+        stock: Stock,
+    ) -> None:  # fmt: skip
+        self._picture, self._joined, self._turns, self._stock = picture, joined, turns, stock
         self._registration, self._settings = registration, settings
 
     def files(self, vm: Vm) -> BootFiles | None:
@@ -35,7 +52,7 @@ class Entrance:
 
     def ask(self, vm: Vm) -> Gate:
         """Open, or why not. An open gate holds one of the turns."""
-        gate = self._image(vm) or self._room(vm)
+        gate = self._image(vm) or self._template(vm) or self._room(vm)
         if gate is not None:
             self._turns.give(vm.meta.id)
             return gate
@@ -64,23 +81,42 @@ class Entrance:
             return Gate(f"its image is for {files.arch}, this host is {arch}", error=True)
         return None
 
+    def _template(self, vm: Vm) -> Gate | None:
+        """A fork of a running VM waits until that VM is frozen, and never boots instead."""
+        if not vm.spec.template or start_of(vm).done:
+            return None
+        template = self._picture.templates.get(vm.spec.template)
+        if template is None:
+            return Gate("what it was to be forked from is gone", error=True)
+        if template.status.phase in (TemplatePhase.ERROR, TemplatePhase.STALE):
+            return Gate(f"what it was to be forked from failed: {template.status.reason}", error=True)
+        if template.status.phase is not TemplatePhase.READY:
+            return Gate("waits until the VM that it is forked from is frozen")
+        return None
+
     def _room(self, vm: Vm) -> Gate | None:
-        """Admission at the last moment: what runs here counts, by what it is allowed to use."""
+        why = self.lacks(vm.spec.memory.size, vm.spec.cpu.count, but=vm.meta.id)
+        if not why:
+            return None
+        if self._stock.evict():
+            return Gate("waits for the memory of a template that nobody uses", again_s=EVICTION_S)
+        return Gate(f"does not fit now: {why}", again_s=self._settings.recheck_s)
+
+    def lacks(self, memory: int, cpus: int, *, but: str = "") -> str:
+        """Admission at the last moment: what runs here counts, by what it is allowed to use. Empty: it fits."""
         facts = self._joined.facts()
-        others = [v for id in self._picture.alive if id != vm.meta.id and (v := self._picture.vms.get(id)) is not None]
+        others = [v for id in self._picture.alive if id != but and (v := self._picture.vms.get(id)) is not None]
         room = Room(
             host=self._registration.name, arch=facts.arch, cpus=facts.cpus, memory=facts.memory,
             reserved=self._registration.reserved(facts), overhead=self._registration.overhead,
             used=sum(v.spec.memory.size for v in others), vms=len(others), disk_free=facts.disk_free,
+            templates=self._stock.held(),
         )  # fmt: skip
-        verdict = judge(Need(memory=vm.spec.memory.size, cpus=vm.spec.cpu.count), room)
+        verdict = judge(Need(memory=memory, cpus=cpus), room)
         if not verdict.fits:
-            return Gate(f"does not fit now: {verdict.reason}", again_s=self._settings.recheck_s)
-        wanted = vm.spec.memory.size + room.overhead
+            return verdict.reason
+        wanted = memory + room.overhead
         if wanted > facts.memory_available:
-            return Gate(
-                f"does not fit now: memory: needs {amount(wanted)}, other programs of this host leave "
-                f"{amount(facts.memory_available)}",
-                again_s=self._settings.recheck_s,
-            )
-        return None
+            left = amount(facts.memory_available)
+            return f"memory: needs {amount(wanted)}, other programs of this host leave {left}"
+        return ""

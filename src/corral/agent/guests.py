@@ -8,7 +8,7 @@ means is decided in :mod:`corral.agent.reconcile`. Nothing here writes records: 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import structlog
@@ -40,6 +40,12 @@ class Link:
     expected: bool
     identity: Callable[[], Identity]
     booting: bool
+    welcome: Callable[[Guest], Awaitable[None]] | None = None
+    """Of a fork: makes it somebody of its own, in place of ``identity``, once."""
+    resident: bool = True
+    """corral-guest is in its image."""
+    trouble: str = ""
+    """Why it is not somebody of its own yet."""
     held: bool = False
     guest: Guest | None = None
     answered: bool = False
@@ -69,12 +75,17 @@ class Guests:
         self._links: dict[str, Link] = {}
 
     def ensure(
-        self, vm_id: str, *, expected: bool, booting: bool, held: bool, identity: Callable[[], Identity]
-    ) -> None:
-        """Have a link to a VM whose process is there. ``held``: it is paused and cannot answer."""
+        self, vm_id: str, *, expected: bool, booting: bool, held: bool, identity: Callable[[], Identity],
+        welcome: Callable[[Guest], Awaitable[None]] | None = None,
+    ) -> None:  # fmt: skip
+        """Have a link to a VM whose process is there. ``held``: it is paused and cannot answer.
+
+        ``welcome``: what a fork is to be told at its first answer; somebody answers in it, whatever its image has.
+        """
         if vm_id in self._links:
             return
-        link = Link(vm_id, expected, identity, booting, held, heard=self._rt.clock.monotonic())
+        link = Link(vm_id, expected or welcome is not None, identity, booting, welcome, resident=expected, held=held)
+        link.heard = self._rt.clock.monotonic()
         link.greet = booting
         link.silence = link.engine_silence = Suspicion(limit=self._settings.misses)
         link.task = asyncio.get_running_loop().create_task(self._serve(link), name=f"guest-{vm_id}")
@@ -92,7 +103,7 @@ class Guests:
         if link is None:
             return GuestView()
         silent = self._rt.clock.monotonic() - link.heard
-        return GuestView(link.expected, link.answered, link.booting, link.silence.hung, silent)
+        return GuestView(link.expected, link.answered, link.booting, link.silence.hung, silent, link.trouble)
 
     def info(self, vm_id: str) -> GuestInfo | None:
         link = self._links.get(vm_id)
@@ -159,7 +170,7 @@ class Guests:
     async def _talk(self, link: Link) -> None:
         """One connection, from the first answer until it is given up."""
         channels = self._engine.channels(link.vm_id)
-        prefer = "resident" if link.expected else "any"
+        prefer = "resident" if link.resident else "any"
         async with deadline(CONNECT_S, "connecting to the guest"):
             guest = await self._connect(channels.guest, channels.qga, self._rt, prefer=prefer)  # type: ignore[arg-type]
         try:
@@ -216,6 +227,9 @@ class Guests:
 
     async def _greet(self, link: Link, guest: Guest) -> None:
         """Tell a guest that has just come up who it is, or one that was paused what time it is."""
+        if link.greet and link.welcome is not None:
+            await self._welcome(link, guest, link.welcome)
+            return
         now = self._rt.clock.now()
         identity = link.identity() if link.greet else Identity(time=now)
         told, _ = await asyncio.gather(guest.identify(identity), self._inform(link, guest), return_exceptions=True)
@@ -225,8 +239,24 @@ class Guests:
             if told.code != "unsupported":
                 log.warning("a guest did not take its identity", vm=link.vm_id, error=told.message)
                 await guest.ping(self._settings.heartbeat_timeout_s)  # refused, or was the connection lost?
-        if link.renew.is_set():
-            return
+        if not link.renew.is_set():
+            await self._answers(link)
+
+    async def _welcome(self, link: Link, guest: Guest, welcome: Callable[[Guest], Awaitable[None]]) -> None:
+        """Make a fork somebody of its own. One that is not is as good as one that does not answer: tried again."""
+        try:
+            await welcome(guest)
+        except CorralError as error:
+            if error.code != "unresponsive":
+                link.trouble = error.message
+                self._changed(link.vm_id)
+            raise
+        link.welcome, link.trouble = None, ""
+        await self._answers(link)
+        await self._inform(link, guest)
+
+    async def _answers(self, link: Link) -> None:
+        """It counts as answering from now on."""
         link.answered, link.booting, link.greet = True, False, False
         link.silence, link.heard = link.silence.beat(True), self._rt.clock.monotonic()
         await self._rt.faults.at("start.answered")

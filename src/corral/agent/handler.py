@@ -135,6 +135,8 @@ class VmHandler:
                 "guest": info.agent if info else status.guest,
                 "addresses": info.addresses if info else status.addresses,
             }  # fmt: skip
+            if decision.phase is Phase.RUNNING:
+                fields |= await self._steps.came_up(vm)
         return await self._records.write(vm, **fields)
 
     async def _perform(self, vm: Vm, seen: Seen, decision: Decision) -> None:

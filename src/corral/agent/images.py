@@ -20,7 +20,7 @@ from corral.agent.picture import Picture
 from corral.agent.ports import BootFiles, Images
 from corral.agent.progress import TaskBook
 from corral.agent.settings import Settings
-from corral.agent.verdict import Verdict, too_late
+from corral.agent.verdict import Verdict
 from corral.errors import CorralError, NotFound, Refused
 from corral.model import Image, ImagePhase, ImageStatus, TaskState
 from corral.runtime import KeyedQueue, Runtime
@@ -118,17 +118,12 @@ class ImageJobs:
 
     async def _limit(self, image: Image) -> float | None:
         """Seconds until the next deadline; None when the image was cancelled or is too late."""
-        now, left = self._rt.clock.now(), 3600.0
-        for task in self._book.of(image.meta.id):
-            if task.spec.cancel:
-                await self._give_up(image, Refused("cancelled", code="cancelled"), TaskState.CANCELLED)
-                return None
-            due = task.meta.created + task.spec.deadline_s - now
-            if due <= 0:
-                await self._give_up(image, too_late(task), TaskState.FAILED)
-                return None
-            left = min(left, due)
-        return left
+        left, verdict = self._book.due(image.meta.id)
+        if verdict is None:
+            return left
+        assert verdict.error is not None
+        await self._give_up(image, verdict.error, verdict.state)
+        return None
 
     async def _give_up(self, image: Image, error: CorralError, state: TaskState) -> None:
         await self._cancel(image.meta.id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from corral.agent.ports import BootFiles
@@ -35,10 +35,16 @@ def wants_seed(files: BootFiles) -> bool:
 
 
 def machine_of(
-    vm: Vm, files: BootFiles, *, root: Path | None, seed: Path | None, ports: Iterable[Port],
-    joins: tuple[Path, ...] = (),
+    vm: Vm, files: BootFiles, *, root: Sequence[Path], seed: Path | None, ports: Iterable[Port],
+    joins: tuple[Path, ...] = (), template: str | None = None,
 ) -> Machine:  # fmt: skip
-    """The machine of a VM. ``ports`` are the ones written into its status, ``joins`` its control groups."""
+    """The machine of a VM.
+
+    Args:
+        root: the layers of its root disk, the uppermost first, without the image; empty for none.
+        ports: the ones written into its status. ``joins``: its control groups.
+        template: id of what it is forked from; None: it boots.
+    """
     if files.boot == "kernel" and files.kernel is None:
         raise Bug(f"image {files.digest} boots a kernel and has none")
     firmware = files.firmware if vm.spec.firmware == "auto" else vm.spec.firmware
@@ -55,6 +61,7 @@ def machine_of(
         drives=_drives(files, root, seed, limits_of(vm.spec.disk)),
         cards=_cards(vm, tuple(ports)),
         joins=joins,
+        template=template,
     )
 
 
@@ -74,13 +81,14 @@ def limits_of(disk: Disk) -> Limits:
     )  # fmt: skip
 
 
-def _drives(files: BootFiles, root: Path | None, seed: Path | None, limits: Limits) -> tuple[Drive, ...]:
+def _drives(files: BootFiles, root: Sequence[Path], seed: Path | None, limits: Limits) -> tuple[Drive, ...]:
     drives = []
     installer = files.boot == "cdrom"
-    if root is not None:
+    if root:
+        below = tuple(Layer(path=path, format="qcow2") for path in root[1:])
         drives.append(
             Drive(
-                name=ROOT, path=root, format="qcow2", layers=() if installer else _image(files),
+                name=ROOT, path=root[0], format="qcow2", layers=below if installer else (*below, *_image(files)),
                 bootable=files.boot != "kernel", limits=limits,
             )
         )  # fmt: skip

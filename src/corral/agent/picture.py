@@ -6,9 +6,11 @@ Everything in it can be rebuilt from the store and the host; nothing in it is th
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from corral.model import Image, Phase, Resource, Vm
+from corral.host.hostkey import HostKey
+from corral.model import Image, Phase, Resource, Template, Vm
 
 GRAVES = 10_000
 """Removed ids remembered, so that a late watch event cannot bring a record back. Ids are never used twice."""
@@ -29,14 +31,25 @@ class Memory:
     stalled: float | None = None
     measured: Phase | None = None
     """Phase in which its volume was last measured."""
+    host_key: HostKey | None = None
+    """Made for a fork, ahead of its first answer."""
+    marks: dict[str, float] = field(default_factory=dict)
+    """Steps of its first start: seconds since it was asked for."""
+    template_wanted: bool = False
+    """It boots because there was no template for it."""
+
+    def mark(self, step: str, seconds: float) -> None:
+        """A step of its first start is done; the first time counts."""
+        self.marks.setdefault(step, round(seconds, 4))
 
 
 class Picture:
-    """The records of VMs and images by id, and the memory of machines."""
+    """The records of VMs, images and templates by id, and the memory of machines."""
 
     def __init__(self) -> None:
         self.vms: dict[str, Vm] = {}
         self.images: dict[str, Image] = {}
+        self.templates: dict[str, Template] = {}
         self.memory: dict[str, Memory] = {}
         self.alive: set[str] = set()
         """VMs that have a process here, as last seen."""
@@ -46,22 +59,24 @@ class Picture:
         """Take in a record; False when a newer one is known already."""
         if obj.meta.id in self._graves:
             return False
-        if isinstance(obj, Vm):
-            known: Resource | None = self.vms.get(obj.meta.id)
-        else:
-            known = self.images.get(obj.meta.id)
+        kept = self._kept(obj)
+        known = kept.get(obj.meta.id)
         if known is not None and known.meta.revision >= obj.meta.revision:
             return False
-        if isinstance(obj, Vm):
-            self.vms[obj.meta.id] = obj
-        elif isinstance(obj, Image):
-            self.images[obj.meta.id] = obj
+        kept[obj.meta.id] = obj
         return True
+
+    def _kept(self, obj: Resource) -> dict[str, Any]:
+        if isinstance(obj, Vm):
+            return self.vms
+        assert isinstance(obj, Image | Template), obj
+        return self.images if isinstance(obj, Image) else self.templates
 
     def bury(self, id: str) -> None:
         """A record is gone for good."""
         self.vms.pop(id, None)
         self.images.pop(id, None)
+        self.templates.pop(id, None)
         self._graves[id] = None
         if len(self._graves) > GRAVES:
             self._graves.popitem(last=False)
@@ -72,3 +87,7 @@ class Picture:
     def using(self, image_id: str) -> list[str]:
         """Ids of the VMs made from an image."""
         return [vm.meta.id for vm in self.vms.values() if vm.spec.image_id == image_id]
+
+    def waiting_for(self, template_id: str) -> list[str]:
+        """Ids of the VMs that must be forked from a template."""
+        return [vm.meta.id for vm in self.vms.values() if vm.spec.template == template_id]

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from corral.governor.protocol import Plan, Report
 from corral.guest.protocol import Guest
+from corral.host.hostkey import HostKey
 from corral.model import ImageSpec
 from corral.runtime import Runtime
 
@@ -78,6 +79,22 @@ class Disks(Protocol):
 
     async def ensure_root(self, vm_id: str, base: Any, size: int | None, *, new: bool = True) -> Path:
         """The overlay over the image's disk; made once, found afterwards. Not ``new``: it must be there (Refused)."""
+        ...
+
+    async def ensure_fork(self, vm_id: str, bases: Sequence[Path], size: int | None) -> Path:
+        """A fresh disk over links of a template's layers (the uppermost first); what the VM had before goes."""
+        ...
+
+    async def next_layer(self, vm_id: str) -> tuple[Path, ...]:
+        """The VM's layers with a fresh one on top, until :meth:`settle` always the same one."""
+        ...
+
+    def settle(self, vm_id: str) -> None:
+        """The uppermost layer is in use."""
+        ...
+
+    def layers(self, vm_id: str) -> tuple[Path, ...]:
+        """The VM's own layers, the uppermost first, without the image."""
         ...
 
     async def ensure_seed(self, vm_id: str, seed: Any) -> Path: ...
@@ -198,6 +215,11 @@ class Governing(Protocol):
         ...
 
 
+async def _pretended_key() -> HostKey:
+    """Of pretended guests: nobody logs in to them."""
+    return HostKey(b"private\n", b"public\n")
+
+
 async def _unknown(pids: Sequence[int]) -> list[int | None]:
     """Of pretended processes."""
     return [None for _ in pids]
@@ -216,3 +238,5 @@ class Joined(NamedTuple):
     governing: Governing
     held: Callable[[Sequence[int]], Awaitable[list[int | None]]] = _unknown
     """Bytes of the host's memory that processes hold; None of one that nobody can say of."""
+    host_key: Callable[[], Awaitable[HostKey]] = _pretended_key
+    """A fresh SSH host key: making one on an emulated CPU takes seconds."""

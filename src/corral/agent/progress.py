@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import structlog
 
-from corral.agent.verdict import Verdict, begun, finished, judge
-from corral.errors import CorralError, NotFound, to_problem
+from corral.agent.verdict import Verdict, begun, finished, judge, too_late
+from corral.errors import CorralError, NotFound, Refused, to_problem
 from corral.model import Task, TaskState, TaskStatus, Vm
 from corral.runtime import Runtime
 from corral.store.objects import Objects, Remove, Update, Write
@@ -23,6 +23,10 @@ log = structlog.get_logger("tasks")
 
 SERIAL_TAIL = 2048
 """Bytes of the serial log that a failed task carries: about the last twenty lines."""
+
+
+LONGEST_LOOK_S = 3600.0
+"""What has no task is looked at again after this."""
 
 
 class TaskBook:
@@ -117,6 +121,18 @@ class TaskBook:
             nearest = left if nearest is None else min(nearest, left)
         return nearest
 
+    def due(self, target_id: str) -> tuple[float, Verdict | None]:
+        """Seconds until the next deadline of the tasks about a thing; the end of all, if one is cancelled or late."""
+        now, left = self._rt.clock.now(), LONGEST_LOOK_S
+        for task in self.of(target_id):
+            if task.spec.cancel:
+                return 0.0, Verdict(TaskState.CANCELLED, Refused("cancelled", code="cancelled"))
+            due = task.meta.created + task.spec.deadline_s - now
+            if due <= 0:
+                return 0.0, Verdict(TaskState.FAILED, too_late(task))
+            left = min(left, due)
+        return left, None
+
     async def finish(self, task: Task, verdict: Verdict, result: dict[str, Any] | None = None) -> None:
         """Write the end of a task; one that has ended already stays as it is."""
         steps = self._told(task).status.steps
@@ -167,7 +183,7 @@ class TaskBook:
         if verdict.error is None:
             return None
         problem = to_problem(verdict.error)
-        serial = self._tail(task.spec.target_id, SERIAL_TAIL) if task.spec.target_kind == "vm" else b""
+        serial = self._tail(task.spec.target_id, SERIAL_TAIL) if task.spec.target_kind in ("vm", "template") else b""
         if serial and verdict.error.code != "cancelled":
             problem["details"] = {**problem.get("details", {}), "serial": serial.decode(errors="replace")}
         return problem

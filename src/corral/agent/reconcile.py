@@ -60,6 +60,8 @@ class GuestView(NamedTuple):
     booting: bool = False
     hung: bool = False
     silent_s: float = 0.0
+    trouble: str = ""
+    """Why a fork's guest is not somebody of its own yet."""
 
 
 class Gate(NamedTuple):
@@ -272,7 +274,12 @@ def running(vm: Vm, seen: Seen, _now: float, s: Settings) -> Decision:
         if up >= s.boot_patience_s:
             text = f"the guest's agent has not answered {format_duration(s.boot_patience_s)} after the start"
             return Decision(Do.REST, Phase.UNRESPONSIVE, text)
-        return Decision(Do.REST, Phase.STARTING, "waits for the guest to answer", again=s.boot_patience_s - up)
+        text = (
+            f"the guest has no identity of its own yet: {guest.trouble}"
+            if guest.trouble
+            else "waits for the guest to answer"
+        )
+        return Decision(Do.REST, Phase.STARTING, text, again=s.boot_patience_s - up)
     # Adopted: what was known holds until the guest is heard of.
     return Decision(Do.REST, phase, vm.status.reason, sure=False)
 

@@ -46,5 +46,11 @@ class Settings(NamedTuple):
     """Largest upload, bytes."""
     reserve_least: int = 256 * MIB
     """Memory the host keeps for itself, at least; else a twentieth."""
+    templates: bool = False
+    """After a launch that had to boot, make a template so that the next one need not. The daemon turns it on."""
+    template_memory: float = 0.25
+    """Share of the host's RAM that templates which were not asked for may take together."""
+    template_disk: float = 0.25
+    """Share of the free disk that they may take together."""
     facts_s: float = 300.0
     """The host's record is looked at this often, and written only when something worth telling changed."""

@@ -6,6 +6,8 @@ ports and the count of boots are durable before a process exists, so whatever is
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,10 +20,14 @@ from corral.agent.ports import BootFiles, Joined
 from corral.agent.progress import TaskBook
 from corral.agent.reconcile import Decision, Seen
 from corral.agent.records import VmRecords
+from corral.agent.templates.choose import Choice, first_start
+from corral.agent.templates.stock import TemplateStock
+from corral.agent.templates.welcome import Welcome
 from corral.engine.protocol import Engine, State
 from corral.errors import CorralError, NotFound, Refused, to_problem
 from corral.guest.protocol import Identity
 from corral.model import Phase, Power, Vm, Volume
+from corral.model.vm import Start, start_of
 from corral.runtime import Runtime
 from corral.scheduler.restart import POISON, Follow, after_end
 from corral.storage.seed import Seed
@@ -41,56 +47,124 @@ class Steps:
 
     def __init__(
         self, engine: Engine, joined: Joined, objects: Objects, rt: Runtime,
-        *, guests: Guests, book: TaskBook, records: VmRecords, picture: Picture, ssh_key: str,
+        *, guests: Guests, book: TaskBook, records: VmRecords, picture: Picture, stock: TemplateStock,
+        welcome: Welcome, ssh_key: str,
     ) -> None:  # fmt: skip
+        self._stock, self._welcome = stock, welcome
         self._engine, self._joined, self._objects, self._rt = engine, joined, objects, rt
         self._guests, self._book, self._records, self._picture = guests, book, records, picture
         self._ssh_key = ssh_key
 
     async def start(self, vm: Vm, files: BootFiles) -> None:
-        """Volume, seed, ports, record, process. Its CPUs do not run yet."""
-        id = vm.meta.id
-        root = seed = None
+        """Volume, seed, ports, record, process: a fork's, where a template fits. Its CPUs do not run yet."""
+        choice = await self._stock.choice(vm, files)
+        try:
+            await self._start(vm, files, choice)
+        except Refused as error:
+            if choice.template is None or vm.spec.template or error.field != "template":
+                raise
+            # Between our look and its start the template became unusable. A launch is not lost for that.
+            self._stock.suspect(choice.template.meta.id)
+            why = f"template {choice.template.meta.name} could not be used: {error.message}"
+            vm = self._picture.vms.get(vm.meta.id, vm)
+            await self._start(vm, files, Choice(why=why))
+
+    async def _start(self, vm: Vm, files: BootFiles, choice: Choice) -> None:
+        id, memory = vm.meta.id, self._picture.of(vm.meta.id)
+        memory.marks.clear()
+        memory.template_wanted = choice.wanted
+        told = f"forked from {choice.template.meta.name}" if choice.template else f"it boots: {choice.why}"
+        root: tuple[Path, ...] = ()
+        seed = None
+        if choice.template is not None and memory.host_key is None:
+            memory.host_key = await self._joined.host_key()
         if wants_root(files):
-            self._book.step(id, "volume")
-            root = await self._joined.disks.ensure_root(id, files, vm.spec.disk.size, new=vm.status.boots == 0)
+            self._book.step(id, "volume", told)
+            root = await self._root(vm, files, choice)
         await self._rt.faults.at("create.volume")
         if wants_seed(files):
-            self._book.step(id, "seed")
+            self._book.step(id, "seed", told)
             seed = await self._joined.disks.ensure_seed(id, self._seed(vm, files))
         await self._rt.faults.at("create.seed")
-        self._book.step(id, "start")
+        self._mark(vm, "disk")
+        self._book.step(id, "start", told)
         joins = self._joined.groups.prepare(id)
         for last in range(PORT_ROUNDS, 0, -1):
-            vm = await self._allot(vm, files)
+            vm = await self._allot(vm, files, choice)
             await self._rt.faults.at("create.ports")
+            template = choice.template.meta.id if choice.template else None
             try:
                 await self._engine.create(
-                    machine_of(vm, files, root=root, seed=seed, ports=vm.status.ports, joins=joins)
+                    machine_of(vm, files, root=root, seed=seed, ports=vm.status.ports, joins=joins, template=template)
                 )
                 break
             except Refused as error:
                 # Somebody was faster at a port between our look and QEMU's bind: look again, choose anew.
                 if error.field != "ports" or last == 1:
                     raise
+        self._mark(vm, "process")
+        if choice.template is not None:
+            self._stock.used(choice.template.meta.id)
         await self._rt.faults.at("create.spawned")
 
-    async def _allot(self, vm: Vm, files: BootFiles) -> Vm:
+    async def _root(self, vm: Vm, files: BootFiles, choice: Choice) -> tuple[Path, ...]:
+        """The layers of the VM's root disk, the uppermost first."""
+        id, disks = vm.meta.id, self._joined.disks
+        if choice.template is None:
+            if first_start(vm) and start_of(vm).how == "fork":
+                await disks.remove(id)  # it was to be a fork, and never got as far as being somebody
+            await disks.ensure_root(id, files, vm.spec.disk.size, new=first_start(vm))
+            disks.settle(id)
+        else:
+            drives = self._stock.usable(choice.template.meta.id).machine.drives
+            chain = next(drive.chain for drive in drives if drive.name == "root")
+            await disks.ensure_fork(id, [layer.path for layer in chain if layer.path != files.disk], None)
+            await self._rt.faults.at("fork.disk")
+        return disks.layers(id)
+
+    def _mark(self, vm: Vm, step: str) -> None:
+        self._picture.of(vm.meta.id).mark(step, self._rt.clock.now() - vm.meta.created)
+
+    async def _allot(self, vm: Vm, files: BootFiles, choice: Choice) -> Vm:
+        """Durable before there is a process: ports, the count of boots, and what it is forked from."""
         taken = forwards.taken_by(self._picture.vms.values(), vm.meta.id)
         ports = forwards.allot(vm, taken, self._joined.ports, self._rt.random, ssh=has_ssh(files))
         details = {key: value for key, value in vm.status.details.items() if key != "problem"}
+        details["start"] = msgspec.to_builtins(self._how(vm, choice))
         return await self._records.write(
             vm, phase=Phase.STARTING, reason="", ports=ports, boots=vm.spec.boots, resets=vm.spec.resets,
             retry_at=None, observed=vm.meta.generation, details=details,
+            template=choice.template.meta.name if choice.template else "",
         )  # fmt: skip
 
-    def _keys(self, vm: Vm) -> tuple[str, ...]:
-        return (*vm.spec.ssh_keys, *((self._ssh_key,) if self._ssh_key else ()))
+    def _how(self, vm: Vm, choice: Choice) -> Start:
+        if choice.template is None:
+            return Start(how="cold", why=choice.why, done=not first_start(vm))
+        template = choice.template
+        parent = self._picture.vms.get(template.spec.source)
+        source = (parent.meta.name if parent else template.spec.source) if template.spec.source else ""
+        return Start(
+            how="fork", template=template.meta.name, template_id=template.meta.id, source=source,
+            pause_s=template.status.pause_s if source else None,
+        )  # fmt: skip
+
+    async def came_up(self, vm: Vm) -> dict[str, Any]:
+        """What is to be written of a VM that is up; the first time: that its disk is its own, and how long it took."""
+        start, memory = start_of(vm), self._picture.of(vm.meta.id)
+        if start.done:
+            return {}
+        if start.how != "fork":
+            self._mark(vm, "answer")
+        if memory.template_wanted:
+            memory.template_wanted = False
+            await self._stock.want(vm)
+        done = msgspec.structs.replace(start, done=True, timings=dict(memory.marks))
+        return {"details": {**vm.status.details, "start": msgspec.to_builtins(done)}}
 
     def _seed(self, vm: Vm, files: BootFiles) -> Seed:
         return Seed(
             instance_id=vm.meta.id, hostname=hostname_of(vm), user_data=vm.spec.user_data,
-            ssh_keys=self._keys(vm), default_user=files.default_user,
+            ssh_keys=keys_of(vm, self._ssh_key), default_user=files.default_user,
         )  # fmt: skip
 
     def identity(self, vm_id: str) -> Identity:
@@ -99,7 +173,7 @@ class Steps:
         vm = self._picture.vms.get(vm_id)
         if vm is None:
             return Identity(time=now, seed=entropy)
-        keys = "".join(f"{key.strip()}\n" for key in self._keys(vm)).encode()
+        keys = "".join(f"{key.strip()}\n" for key in keys_of(vm, self._ssh_key)).encode()
         return Identity(time=now, seed=entropy, hostname=hostname_of(vm), authorized_keys=keys or None)
 
     async def join(self, vm: Vm, state: State, files: BootFiles | None) -> None:
@@ -107,9 +181,12 @@ class Steps:
         id = vm.meta.id
         await self._joined.consoles.attach(id, self._engine.channels(id).serial)
         booting = state is State.CREATED or vm.status.phase in (Phase.PENDING, Phase.STARTING)
+        start = start_of(vm)
+        twin = start.how == "fork" and not start.done
         self._guests.ensure(
             id, expected=files is not None and files.agent, booting=booting,
             held=state is State.PAUSED, identity=lambda: self.identity(id),
+            welcome=functools.partial(self._welcome, id) if twin else None,
         )  # fmt: skip
         if state is State.RUNNING:
             # The answer to a resume may have been lost: what is seen counts, not what we remember having done.
@@ -120,6 +197,8 @@ class Steps:
         if state is State.CREATED:
             self._book.step(id, "boot")
         await self._engine.resume(id)
+        if state is State.CREATED and not start_of(vm).done:
+            self._mark(vm, "resumed")
         self._picture.of(id).running = self._rt.clock.monotonic()
         self._guests.resumed(id)
         await self._rt.faults.at("start.resumed")
@@ -269,3 +348,8 @@ class Steps:
             return seen.running_s
         # Adopted: only the record knows. A wall clock that jumped makes this wrong by the jump, once.
         return None if vm.status.started_at is None else max(0.0, self._rt.clock.now() - vm.status.started_at)
+
+
+def keys_of(vm: Vm, ssh_key: str) -> tuple[str, ...]:
+    """Who may log in to a VM: its owner's keys, and Corral's own."""
+    return (*vm.spec.ssh_keys, *((ssh_key,) if ssh_key else ()))

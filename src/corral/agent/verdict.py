@@ -14,6 +14,7 @@ from corral.model import Phase, Power, Step, Task, TaskState, TaskStatus, Vm
 
 WANTS: dict[str, Power] = {
     "launch": Power.RUNNING,
+    "fork": Power.RUNNING,
     "start": Power.RUNNING,
     "restart": Power.RUNNING,
     "reset": Power.RUNNING,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from corral.model import FlavorSpec, ImageSpec, Task, VmSpec
+from corral.model import FlavorSpec, ImageSpec, Task, TemplateSpec, VmSpec
 from corral.model.base import Resource, Struct
 from corral.scheduler.explain import Finding
 
@@ -40,6 +40,28 @@ class CreateFlavor(Struct, frozen=True, kw_only=True):
     """Accepted for uniformity: flavors belong to no project."""
     labels: dict[str, str] = {}
     spec: FlavorSpec
+
+
+class CreateTemplate(Struct, frozen=True, kw_only=True):
+    name: str | None = None
+    """Without one it is called after its image and size."""
+    project: str = "default"
+    labels: dict[str, str] = {}
+    spec: TemplateSpec
+    timeout_s: float | None = None
+    """Seconds after which the task fails; default ten minutes."""
+
+
+class Fork(Struct, frozen=True, kw_only=True):
+    """Copies of a running VM, with its memory and disk as they are now, each with an identity of its own."""
+
+    name: str | None = None
+    """Without one: the VM's name and some digits. With ``count`` above 1: NAME-1, NAME-2 …"""
+    labels: dict[str, str] = {}
+    count: int = 1
+    """1 to 100, all or none."""
+    timeout_s: float | None = None
+    """Seconds after which the tasks fail; default 120."""
 
 
 class Power(Struct, frozen=True, kw_only=True):

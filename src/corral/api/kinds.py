@@ -19,7 +19,7 @@ from corral.api.paging import page_of, page_type
 from corral.api.problems import documented
 from corral.api.request import BODIES, ChangeBody
 from corral.api.service import PATCHABLE, Service
-from corral.model import Image, Task, Vm
+from corral.model import Image, Task, Template, Vm
 from corral.model.base import Resource
 from corral.model.kinds import KINDS, Kind
 
@@ -52,13 +52,20 @@ class ImagesAccepted(msgspec.Struct, frozen=True, kw_only=True):
     tasks: tuple[Task, ...]
 
 
+class TemplatesAccepted(msgspec.Struct, frozen=True, kw_only=True):
+    """The template as written, and the task that makes it."""
+
+    items: tuple[Template, ...]
+    tasks: tuple[Task, ...]
+
+
 class TaskAccepted(msgspec.Struct, frozen=True, kw_only=True):
     """The task of what was asked for."""
 
     task: Task
 
 
-ACCEPTED: dict[str, type[msgspec.Struct]] = {"vm": VmsAccepted, "image": ImagesAccepted}
+ACCEPTED: dict[str, type[msgspec.Struct]] = {"vm": VmsAccepted, "image": ImagesAccepted, "template": TemplatesAccepted}
 
 
 _JSON_BODY: Any = JSONBody
@@ -182,6 +189,8 @@ def _delete(kind: Kind, service: Service) -> HTTPRouteHandler:
         revision = encode.revision(if_match)
         if kind.name == "image":
             await service.delete_image(ref, project=project, revision=revision)
+        elif kind.name == "template":
+            await service.delete_template(ref, project=project, revision=revision)
         else:
             await service.delete(kind.name, ref, project=project, revision=revision)
 

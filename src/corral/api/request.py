@@ -15,7 +15,7 @@ from litestar.plugins import OpenAPISchemaPlugin
 from litestar.types import Empty
 from litestar.typing import FieldDefinition
 
-from corral.api.bodies import Change, CreateFlavor, CreateImage, CreateVms, Power
+from corral.api.bodies import Change, CreateFlavor, CreateImage, CreateTemplate, CreateVms, Fork, Power
 from corral.model import strict
 from corral.model.schema import sentences
 
@@ -53,6 +53,14 @@ class FlavorBody(Body):
     shape = CreateFlavor
 
 
+class TemplateBody(Body):
+    shape = CreateTemplate
+
+
+class ForkBody(Body):
+    shape = Fork
+
+
 class PowerBody(Body):
     shape = Power
 
@@ -61,7 +69,7 @@ class ChangeBody(Body):
     shape = Change
 
 
-BODIES: dict[str, type[Body]] = {"vm": VmsBody, "image": ImageBody, "flavor": FlavorBody}
+BODIES: dict[str, type[Body]] = {"vm": VmsBody, "image": ImageBody, "flavor": FlavorBody, "template": TemplateBody}
 """Body of a POST, by kind."""
 
 

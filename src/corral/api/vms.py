@@ -13,10 +13,10 @@ from litestar.response import Stream
 
 from corral.api import encode
 from corral.api.bodies import Explanation, Happened
-from corral.api.kinds import Flag, Key, Project, Ref, TaskAccepted, success
+from corral.api.kinds import Flag, Key, Project, Ref, TaskAccepted, VmsAccepted, success
 from corral.api.live import Live
 from corral.api.problems import documented
-from corral.api.request import PowerBody
+from corral.api.request import ForkBody, PowerBody
 from corral.api.service import VERBS, Service
 from corral.errors import CorralError
 from corral.guest.protocol import GuestInfo
@@ -32,12 +32,8 @@ Tail = Annotated[int, QueryParameter(ge=0, le=MAX_TAIL, description="Bytes from 
 
 def routes(service: Service, live: Live) -> list[HTTPRouteHandler]:
     """All of them."""
-    return [
-        *(_power(verb, service) for verb in VERBS),
-        _log(service, live),
-        _explain(service, live),
-        _guest(service, live),
-    ]
+    own = [_fork(service), _log(service, live), _explain(service, live), _guest(service, live)]
+    return [*(_power(verb, service) for verb in VERBS), *own]
 
 
 def _power(verb: str, service: Service) -> HTTPRouteHandler:
@@ -53,6 +49,20 @@ def _power(verb: str, service: Service) -> HTTPRouteHandler:
         f"/v1/vms/{{ref:str}}/{verb}", tags=["vms"], summary=f"{verb.capitalize()} a VM", operation_id=f"{verb}_vm",
         status_code=202, responses=success(TaskAccepted, "The task says how far it is.", 202) | documented(),
     )(handler)  # fmt: skip
+
+
+def _fork(service: Service) -> HTTPRouteHandler:
+    @post(
+        "/v1/vms/{ref:str}/fork", tags=["vms"], summary="Fork a running VM", operation_id="fork_vm", status_code=202,
+        responses=success(VmsAccepted, "The forks; the tasks say how far they are.", 202) | documented(),
+    )  # fmt: skip
+    async def handler(
+        ref: Ref, data: JSONBody[ForkBody | None] = None, project: Project = "default", idempotency_key: Key = None
+    ) -> Response[bytes]:
+        tree = {} if data is None else data.tree
+        return encode.json(await service.fork(ref, tree, project=project, key=idempotency_key or ""), 202)
+
+    return handler
 
 
 def _log(service: Service, live: Live) -> HTTPRouteHandler:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from corral.cli.failures import clean
 from corral.cli.output import Object, outline, shown
 from corral.model.kinds import KINDS
-from corral.units import format_size
+from corral.units import format_duration, format_size
 
 _TIMES = (
     "meta.created", "meta.deleted", "status.started_at", "status.retry_at", "status.started", "status.ended",
@@ -39,6 +39,7 @@ def vm_summary(vm: Object) -> str:
         ("cpus", f"{spec['cpu']['count']}" + (f", {_accelerator(status)}" if status.get("accelerator") else "")),
         ("memory", format_size(spec["memory"]["size"])),
         ("disk", _disk(spec.get("disk") or {})),
+        ("start", start_of(status)),
         ("host", status.get("host", "")),
         ("pid", shown(status.get("pid"))),
         ("started", shown(status.get("started_at"), "time")),
@@ -68,6 +69,20 @@ def _disk(disk: Object) -> str:
 
 def _rate(value: int | None, unit: str) -> str:
     return "" if not value else f"{format_size(value) if unit == '/s' else value}{unit}"
+
+
+def start_of(status: Object) -> str:
+    """How a VM came up: forked from what, or booted and why, and how long that took."""
+    start = (status.get("details") or {}).get("start") or {}
+    timings = start.get("timings") or {}
+    took = max(timings.values(), default=None)
+    after = f" in {format_duration(took)}" if took is not None else ""
+    if start.get("how") == "fork":
+        pause = start.get("pause_s")
+        parent = f"VM {start['source']}" if start.get("source") else f"template {start.get('template', '')}"
+        still = f"; that stood still for {1000 * pause:.0f} ms" if pause is not None else ""
+        return f"forked from {parent}{after}{still}"
+    return f"booted{after}: {start['why']}" if start.get("why") else ""
 
 
 def ways_in(vm: Object) -> list[str]:
@@ -100,7 +115,9 @@ def launched(vm: Object) -> str:
     spec, status = vm["spec"], vm["status"]
     what = f"{spec['image']}, {spec['cpu']['count']} CPU, {format_size(spec['memory']['size'])}"
     how = f", {_accelerator(status)}" if status.get("accelerator") else ""
-    return f"{scoped_name(vm)} is {status['phase']} ({clean(what)}{how})"
+    start = (status.get("details") or {}).get("start") or {}
+    forked = f", forked from {start['source'] or start['template']}" if start.get("how") == "fork" else ""
+    return f"{scoped_name(vm)} is {status['phase']} ({clean(what)}{how}{clean(forked)})"
 
 
 def _accelerator(status: Object) -> str:

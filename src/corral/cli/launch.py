@@ -46,6 +46,7 @@ vm_options = [
     click.Option(["--user-data"], metavar="FILE", help="cloud-init user data; - is stdin."),
     click.Option(["--ssh-key"], multiple=True, metavar="FILE", help="A public key that may log in; may be repeated."),
     click.Option(["--label", "-l"], multiple=True, metavar="K=V", help="A label; may be repeated."),
+    click.Option(["--cold"], is_flag=True, help="Boot it, even where a template would have it up much sooner."),
     click.Option(["--set", "assign"], multiple=True, metavar="PATH=VALUE", help="Any field: `corral explain vm.spec`."),
     click.Option(["--dry-run"], is_flag=True, help="Check everything, show what would be made, make nothing."),
 ]
@@ -67,7 +68,7 @@ def launch(session: Session, /, image: str, wait: bool, timeout: float | None, d
     ensure_image(session, image, quiet=dry_run)
     accepted = session.create("vm", dry_run=dry_run, timeout_s=timeout, **body)
     if dry_run or not wait:
-        _print(
+        show_vms(
             session, accepted.items, single=options["count"] is None, note="would be made" if dry_run else "is starting"
         )
         return 0
@@ -75,9 +76,9 @@ def launch(session: Session, /, image: str, wait: bool, timeout: float | None, d
     errors = waiting.run(None if timeout is None else timeout + 10)
     vms = [session.get("vm", vm["meta"]["id"]) for vm in accepted.items]
     if not errors:
-        _print(session, vms, single=options["count"] is None)
+        show_vms(session, vms, single=options["count"] is None)
         return 0
-    return _failed(session, vms, errors)
+    return failed(session, vms, errors)
 
 
 launch.params += vm_options
@@ -102,6 +103,8 @@ def request(image: str, options: Mapping[str, Any]) -> dict[str, Any]:
         spec["user_data"] = user_data(options["user_data"])
     if options["ssh_key"]:
         spec["ssh_keys"] = [key for path in options["ssh_key"] for key in public_keys(path)]
+    if options.get("cold"):
+        spec["cold"] = True
     for word in options["assign"]:
         assign(spec, word)
     return {
@@ -190,7 +193,8 @@ def _value(key: str, text: str) -> Any:
     return text
 
 
-def _print(session: Session, vms: Sequence[Object], *, single: bool, note: str = "") -> None:
+def show_vms(session: Session, vms: Sequence[Object], *, single: bool, note: str = "") -> None:
+    """VMs that have just been made. ``note``: they are not up yet; ``single``: one was asked for."""
     from corral.cli.describe import launched, scoped_name, ways_in
 
     if session.output == "json":
@@ -204,7 +208,7 @@ def _print(session: Session, vms: Sequence[Object], *, single: bool, note: str =
             print("\n".join(text for vm in vms for text in ways_in(vm)))
 
 
-def _failed(session: Session, vms: Sequence[Object], errors: list[CorralError]) -> int:
+def failed(session: Session, vms: Sequence[Object], errors: list[CorralError]) -> int:
     """Say which came up and which did not; for those, what the guest printed last."""
     if session.output == "table":
         for vm in vms:

@@ -28,6 +28,7 @@ TABLE = {
     "logs": Lazy("corral.cli.daily", "logs", "What a VM's serial console printed", _DAILY),
     "vm": Lazy("corral.cli.vm", "vm", "Virtual machines", _NOUNS),
     "image": Lazy("corral.cli.image", "image", "What VMs boot from", _NOUNS),
+    "template": Lazy("corral.cli.template", "template", "Booted VMs, frozen: launches fork from them", _NOUNS),
     "flavor": Lazy("corral.cli.flavor", "flavor", "Plans: CPUs, memory, disk", _NOUNS),
     "volume": Lazy("corral.cli.noun", "read_only_noun", "Disks of VMs", _NOUNS),
     "network": Lazy("corral.cli.noun", "read_only_noun", "What NICs are plugged into", _NOUNS),

@@ -102,12 +102,14 @@ class Session:
         self, kind: str, *, name: str | None, spec: Mapping[str, Any], labels: Mapping[str, str] | None = None,
         count: int | None = None, timeout_s: float | None = None, dry_run: bool = False,
     ) -> Accepted:  # fmt: skip
-        """A new VM, image, or something that needs no task."""
+        """A new VM, image, template, or something that needs no task."""
         client = self.client
         if kind == "vm":
             return client.vms.begin(spec, name=name, labels=labels, count=count, timeout_s=timeout_s, dry_run=dry_run)
         if kind == "image":
             return client.images.begin(spec, name=name, labels=labels, timeout_s=timeout_s)
+        if kind == "template":
+            return client.templates.begin(spec, name=name, labels=labels, timeout_s=timeout_s)
         return Accepted([client.resource(KINDS[kind].plural).create(spec, name=name, labels=labels)], [])
 
     def patch(self, kind: str, ref: str, *, spec: Mapping[str, Any], dry_run: bool = False) -> Record:
@@ -119,6 +121,12 @@ class Session:
         if verb == "delete":
             return self.client.vms.delete(ref, force=force, wait=False)
         return self.client.vms.power(verb, ref, force=force, timeout_s=timeout_s, wait=False)
+
+    def fork(
+        self, ref: str, *, name: str | None, count: int | None, labels: Mapping[str, str], timeout_s: float | None
+    ) -> Accepted:
+        """Forks of a running VM."""
+        return self.client.vms.begin_fork(ref, name=name, count=count, labels=labels, timeout_s=timeout_s)
 
     def log(self, ref: str, tail: int) -> bytes:
         return self.client.vms.log(ref, tail=tail)

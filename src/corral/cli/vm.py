@@ -9,11 +9,11 @@ import click
 
 from corral.cli import failures, power
 from corral.cli.command import Command, Lazy
-from corral.cli.launch import request, vm_options
+from corral.cli.launch import failed, request, show_vms, vm_options
 from corral.cli.noun import noun
 from corral.cli.obtain import ensure_image
 from corral.cli.output import print_json, print_list
-from corral.cli.parameters import DURATION
+from corral.cli.parameters import DURATION, pairs
 from corral.cli.session import Session
 from corral.cli.set import set_vm
 from corral.cli.wait import Waiting
@@ -69,6 +69,36 @@ def create(session: Session, /, image: str, start: bool, dry_run: bool, **option
 
 
 create.params += vm_options
+
+
+@vm.command("fork", cls=Command)
+@click.argument("name", metavar="VM")
+@click.option("--name", "-n", "called", help="Its name (default: VM's and some digits). With --count: NAME-1, …")
+@click.option("--count", type=click.IntRange(1), metavar="K", help="Make several at once, of the same instant.")
+@click.option("--label", "-l", multiple=True, metavar="K=V", help="A label; may be repeated.")
+@click.option("--wait/--no-wait", default=True, help="Return when the guests answer (default), or at once.")
+@click.option("--timeout", type=DURATION, metavar="TIME", help="Longest time until they answer (default: 120s).")
+@click.pass_obj
+def fork(
+    session: Session, name: str, called: str | None, count: int | None, label: tuple[str, ...], wait: bool,
+    timeout: float | None,
+) -> int:  # fmt: skip
+    """Fork a running VM: others with its memory and disk as they are now, and identities of their own.
+
+    \b
+    corral vm fork web --name trial
+    corral vm fork web --count 3
+    """
+    accepted = session.fork(name, name=called, count=count, labels=pairs(label, "--label"), timeout_s=timeout)
+    errors = Waiting(session, accepted.tasks).run(None if timeout is None else timeout + 10) if wait else []
+    vms = [session.get("vm", item["meta"]["id"]) for item in accepted.items]
+    if errors:
+        return failed(session, vms, errors)
+    show_vms(session, vms, single=count is None, note="" if wait else "is being forked")
+    pause = ((vms[0]["status"].get("details") or {}).get("start") or {}).get("pause_s")
+    if session.output == "table" and pause is not None:
+        print(f"{failures.clean(name)} stood still for {1000 * pause:.0f} ms")
+    return 0
 
 
 @vm.command("wait", cls=Command)

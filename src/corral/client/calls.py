@@ -101,6 +101,17 @@ def power(
     return _call("POST", path, query, body, headers={"Idempotency-Key": key or new_key()})
 
 
+def fork(
+    ref: str, project: str, *, name: str | None, labels: Mapping[str, str] | None, count: int | None,
+    timeout_s: float | None, key: str | None = None,
+) -> Call:  # fmt: skip
+    """Forks of a running VM."""
+    path, query = _object("vms", ref, project, "/fork")
+    given = {"name": name, "labels": dict(labels) if labels else None, "count": count, "timeout_s": timeout_s}
+    body = {field: value for field, value in given.items() if value is not None}
+    return _call("POST", path, query, body, headers={"Idempotency-Key": key or new_key()})
+
+
 def of_vm(what: str, ref: str, project: str, **query: Any) -> Call:
     """GET of log, explain or guest; the paths of console and exec sockets."""
     path, scope = _object("vms", ref, project, f"/{what}")

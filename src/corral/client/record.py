@@ -14,7 +14,8 @@ from corral.client.frames import Output
 from corral.errors import CorralError, Refused, from_problem
 
 PLURALS = {"vm": "vms", "image": "images", "task": "tasks", "volume": "volumes", "flavor": "flavors", "host": "hosts",
-           "network": "networks", "project": "projects", "event": "events"}  # fmt: skip
+           "network": "networks", "project": "projects", "event": "events",
+           "template": "templates"}  # fmt: skip
 """Resource of a kind. Not read from the model: a command that lists VMs must not load all of it."""
 BUILT = ("micro", "debian")
 """Images that are built on the daemon's machine rather than fetched."""

@@ -14,9 +14,9 @@ import msgspec
 import structlog
 
 from corral.errors import NotFound, Refused, Unavailable
-from corral.model import Host, Image, ImagePhase, Phase, Power, Task, TaskState, Vm, Volume
+from corral.model import Host, Image, ImagePhase, Phase, Power, Task, TaskState, Template, Vm, Volume
 from corral.runtime import KeyedQueue, Runtime, Supervisor
-from corral.scheduler.place import choose, need_of, rooms, sentence
+from corral.scheduler.place import Room, choose, need_of, rooms, sentence
 from corral.store.objects import ObjectChange, Objects, Remove, Update, Write
 
 log = structlog.get_logger("placement")
@@ -35,6 +35,7 @@ class Placement:
         self._vms: dict[str, Vm] = {}
         self._hosts: dict[str, Host] = {}
         self._images: dict[str, Image] = {}
+        self._templates: dict[str, Template] = {}
         self._waiting: dict[str, None] = {}  # in the order in which they came
 
     async def run(self) -> None:
@@ -53,7 +54,8 @@ class Placement:
 
     async def _read(self) -> int:
         hosts, images = await self._objects.list(Host), await self._objects.list(Image)
-        vms = await self._objects.list(Vm)
+        templates, vms = await self._objects.list(Template), await self._objects.list(Vm)
+        self._templates = {template.meta.id: template for template in templates.items}
         self._hosts = {host.meta.id: host for host in hosts.items}
         self._images = {image.meta.id: image for image in images.items}
         self._vms = {vm.meta.id: vm for vm in vms.items}
@@ -63,7 +65,7 @@ class Placement:
 
     async def _follow(self, revision: int) -> None:
         async with aclosing(
-            self._objects.watch(Vm, Host, Image, from_revision=revision + 1)  # type: ignore[type-var]
+            self._objects.watch(Vm, Host, Image, Template, from_revision=revision + 1)  # type: ignore[type-var]
         ) as batches:
             async for batch in batches:
                 for change in batch.changes:
@@ -84,8 +86,11 @@ class Placement:
         elif isinstance(obj, Image):
             self._images[obj.meta.id] = obj
             self._again()
+        elif isinstance(obj, Template):
+            self._templates[obj.meta.id] = obj
+            self._again()
         else:
-            for known_ones in (self._vms, self._hosts, self._images):
+            for known_ones in (self._vms, self._hosts, self._images, self._templates):
                 known_ones.pop(change.id, None)
             self._again()
 
@@ -133,7 +138,7 @@ class Placement:
         need = need_of(
             vm, arch=image.spec.arch if image is not None else "", host=image.status.host if image is not None else ""
         )
-        host, table = choose(need, rooms(self._hosts.values(), self._vms.values(), without=vm.meta.id))
+        host, table = choose(need, self._rooms(vm))
         await self._rt.faults.at("place.chosen")
         if host is None:
             self._waiting[vm.meta.id] = None
@@ -144,6 +149,10 @@ class Placement:
         await self._rt.faults.at("place.recorded")
         log.info("placed", vm=vm.meta.name, host=host)
         return None
+
+    def _rooms(self, vm: Vm) -> list[Room]:
+        templates = self._templates.values()
+        return rooms(self._hosts.values(), self._vms.values(), templates=templates, without=vm.meta.id)
 
     async def _write(self, vm: Vm, **status: object) -> None:
         changed = msgspec.structs.replace(vm, status=msgspec.structs.replace(vm.status, **status))

@@ -68,6 +68,8 @@ class FakeMachine:
         self.said: tuple[int, float] | None = None
         """What the guest had available when it last said so, and when."""
         self.limits = {drive.name: drive.limits for drive in machine.drives}
+        self.told: object = None
+        """Who its guest was told to be, last."""
         self.drives = {drive.name: DriveStats(name=drive.name) for drive in machine.drives}
         self.links = {card.name: machine.template is None for card in machine.cards}
         """Card → its cable is plugged in."""

@@ -12,6 +12,7 @@ from corral.model.image import Image
 from corral.model.network import Network
 from corral.model.project import Project
 from corral.model.record import Event, Task
+from corral.model.template import Template
 from corral.model.vm import Vm
 from corral.model.volume import Volume
 
@@ -53,6 +54,12 @@ KINDS: dict[str, Kind] = {
             C("SIZE", "status.size", "size"), C("DISK", "status.virtual_size", "size"), C("AGE", "meta.created", "age"),
             C("REASON", "status.reason"), C("DIGEST", "status.digest", "", True), C("ID", "meta.id", "", True),
         ), "something VMs boot from"),
+        Kind("template", "templates", Template, True, True, (
+            C("NAME", "meta.name"), C("PHASE", "status.phase"), C("IMAGE", "spec.image"), C("CPUS", "spec.cpus"),
+            C("MEMORY", "spec.memory", "size"), C("DISK", "status.disk", "size"), C("FORKS", "status.forks"),
+            C("USED", "status.used_at", "age"), C("AUTO", "spec.auto"), C("REASON", "status.reason"),
+            C("HOLDS", "status.memory", "size", True), C("HOST", "status.host", "", True), C("ID", "meta.id", "", True),
+        ), "a booted VM, frozen: others fork from it"),
         Kind("flavor", "flavors", Flavor, False, True, (
             C("NAME", "meta.name"), C("CPUS", "spec.cpus"), C("MEMORY", "spec.memory", "size"),
             C("DISK", "spec.disk", "size"),

@@ -23,6 +23,7 @@ from corral.model.network import NetworkSpec
 from corral.model.project import ProjectSpec
 from corral.model.shape import MAX_PROBLEMS, read
 from corral.model.strict import shown
+from corral.model.template import TemplateSpec
 from corral.model.vm import Nic, VmSpec
 from corral.units import GIB, KIB, MIB, format_size
 
@@ -321,6 +322,19 @@ def _flavor(spec: FlavorSpec, path: str) -> Found:
     yield from _disk_limits(spec, path, "disk_")
 
 
+def _template(spec: TemplateSpec, path: str) -> Found:
+    if not _REFERENCE.fullmatch(spec.image):
+        yield Problem(f"{path}.image", f"{shown(spec.image)} is no image's name", "a name like debian, or PROJECT/NAME")
+    yield from _range(spec.cpus, 1, MAX_CPUS, f"{path}.cpus")
+    if spec.cpu_model is not None and not _CPU_MODEL.fullmatch(spec.cpu_model):
+        yield Problem(f"{path}.cpu_model", f"{shown(spec.cpu_model)} is no CPU model", "a word like qemu64, or null")
+    yield from _bytes(spec.memory, MIN_MEMORY, MAX_MEMORY, f"{path}.memory")
+    if spec.disk is not None:
+        yield from _bytes(spec.disk, MIB, MAX_DISK, f"{path}.disk")
+    # A fork's agent gives its one card another address; a second one would keep the template's.
+    yield from _range(spec.cards, 0, 1, f"{path}.cards")
+
+
 def _described(spec: Any, path: str) -> Found:
     yield from _line(spec.description, f"{path}.description")
 
@@ -337,5 +351,5 @@ def _host(_spec: HostSpec, _path: str) -> Found:
 
 _CHECKS: dict[type[Struct], Callable[[Any, str], Found]] = {
     VmSpec: _vm, ImageSpec: _image, FlavorSpec: _flavor, HostSpec: _host, ProjectSpec: _project,
-    NetworkSpec: _described,
+    NetworkSpec: _described, TemplateSpec: _template,
 }  # fmt: skip

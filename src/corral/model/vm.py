@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
+import msgspec
+
 from corral.model.base import Resource, Struct
 from corral.units import MIB
 
@@ -120,6 +122,10 @@ class VmSpec(Struct, frozen=True, kw_only=True):
     hostname: str = ""
     """Empty: the VM's name."""
     firmware: Literal["auto", "bios", "uefi"] = "auto"
+    cold: bool = False
+    """Boot it, even where a template would have it up in a fraction of the time."""
+    template: str = ""
+    """Id of the template that it must be forked from (a fork of a running VM); written by the platform."""
     restart: Restart = Restart.ON_FAILURE
     power: Power = Power.RUNNING
     boots: int = 1
@@ -162,6 +168,7 @@ class VmStatus(Struct, frozen=True, kw_only=True):
     addresses: tuple[str, ...] = ()
     ports: tuple[Port, ...] = ()
     template: str = ""
+    """Name of the template that it was forked from; empty: it was booted (``details.start.why`` says why)."""
     guest: str = ""
     """Who answers inside: ``corral-guest``, ``qemu-guest-agent`` or empty."""
     failures: int = 0
@@ -173,7 +180,32 @@ class VmStatus(Struct, frozen=True, kw_only=True):
     details: dict[str, Any] = {}
 
 
+class Start(Struct, frozen=True, kw_only=True):
+    """How a VM came up last: ``status.details.start``."""
+
+    how: Literal["", "cold", "fork"] = ""
+    """``fork``: from a template; ``cold``: it booted; empty: not started yet."""
+    why: str = ""
+    """Why it was booted."""
+    template: str = ""
+    template_id: str = ""
+    source: str = ""
+    """Name of the running VM that it was forked from."""
+    pause_s: float | None = None
+    """How long that VM stood still."""
+    done: bool = False
+    """Its guest has answered and, of a fork, has its identity: from now on its disk is its own."""
+    timings: dict[str, float] = {}
+    """Seconds from the request to each step: ``disk``, ``process``, ``resumed``, ``answer``, ``identity``."""
+
+
 class Vm(Resource, frozen=True, kw_only=True, tag_field="kind", tag="vm"):
     KIND: ClassVar[str] = "vm"
     spec: VmSpec
     status: VmStatus = VmStatus()
+
+
+def start_of(vm: Vm) -> Start:
+    """How a VM came up, as its status tells."""
+    told = vm.status.details.get("start")
+    return msgspec.convert(told, Start) if isinstance(told, dict) else Start()

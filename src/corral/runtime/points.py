@@ -18,10 +18,25 @@ VM_POINTS = (
     "delete.volume",
     "delete.recorded",
 )
+TEMPLATE_POINTS = (
+    "template.disk",
+    "template.spawned",
+    "template.answered",
+    "template.settled",
+    "template.layered",
+    "template.frozen",
+    "template.cleared",
+    "template.made",
+    "template.delete",
+    "template.discarded",
+)
 PLACEMENT_POINTS = ("place.chosen", "place.recorded")
 API_POINTS = ("api.before-commit", "api.after-commit")
 ENGINE_POINTS = ("engine.spawn.dir", "engine.spawn.process", "engine.spawn.recorded")
 FREEZE_POINTS = ("engine.freeze.prepared", "engine.freeze.recorded")
-FORK_POINTS = ("engine.fork.loaded",)
+FORK_POINTS = ("engine.fork.loaded", "fork.disk", "fork.identified", "fork.linked")
 ABANDON_POINTS = ("abandoned.found", "abandoned.recorded")
-ALL_POINTS = VM_POINTS + PLACEMENT_POINTS + API_POINTS + ENGINE_POINTS + FREEZE_POINTS + FORK_POINTS + ABANDON_POINTS
+ALL_POINTS = (
+    *VM_POINTS, *PLACEMENT_POINTS, *API_POINTS, *ENGINE_POINTS, *FREEZE_POINTS, *FORK_POINTS, *TEMPLATE_POINTS,
+    *ABANDON_POINTS,
+)  # fmt: skip

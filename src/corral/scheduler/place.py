@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from corral.model import Host, Power, Vm
+from corral.model import Host, Power, Template, TemplatePhase, Vm
 from corral.units import GIB, MIB
 
 DEFAULT_OVERHEAD = 60 * MIB
@@ -42,11 +42,13 @@ class Room(NamedTuple):
     used: int = 0
     vms: int = 0
     disk_free: int | None = None
+    templates: int = 0
+    """Bytes that templates hold, each once for all its forks."""
 
     @property
     def free(self) -> int:
         """Bytes that new VMs can have, overhead included; never negative."""
-        return max(0, self.memory - self.reserved - self.used - self.vms * self.overhead)
+        return max(0, self.memory - self.reserved - self.templates - self.used - self.vms * self.overhead)
 
 
 class Verdict(NamedTuple):
@@ -68,8 +70,22 @@ def need_of(vm: Vm, *, arch: str = "", host: str = "") -> Need:
     return Need(memory=vm.spec.memory.size, cpus=vm.spec.cpu.count, arch=arch, host=host)
 
 
-def rooms(hosts: Iterable[Host], vms: Iterable[Vm], *, without: str = "") -> list[Room]:
+def kept(template: Template) -> int:
+    """Bytes of memory that a template takes from VMs. One that the platform made and nobody uses goes when a VM needs
+    its memory."""
+    status = template.status
+    if status.phase in (TemplatePhase.PENDING, TemplatePhase.ERROR) or (template.spec.auto and not status.forks):
+        return 0
+    return status.memory or template.spec.memory
+
+
+def rooms(
+    hosts: Iterable[Host], vms: Iterable[Vm], *, templates: Iterable[Template] = (), without: str = ""
+) -> list[Room]:
     """The hosts as rooms, in order of name. Every VM that is to run counts where it is placed, except ``without``."""
+    held: dict[str, int] = {}
+    for template in templates:
+        held[template.status.host] = held.get(template.status.host, 0) + kept(template)
     used: dict[str, tuple[int, int]] = {}
     for vm in vms:
         if vm.status.host and vm.meta.id != without and vm.spec.power is not Power.STOPPED and not vm.meta.deleted:
@@ -84,7 +100,7 @@ def rooms(hosts: Iterable[Host], vms: Iterable[Vm], *, without: str = "") -> lis
                 host=host.meta.name, phase=status.phase, cordoned=host.spec.cordoned, arch=status.arch,
                 cpus=status.cpus, memory=status.memory, reserved=status.memory_reserved,
                 overhead=status.overhead or DEFAULT_OVERHEAD, used=memory, vms=count,
-                disk_free=status.disk_free or None,
+                disk_free=status.disk_free or None, templates=held.get(host.meta.name, 0),
             )
         )  # fmt: skip
     return sorted(found)

@@ -18,6 +18,7 @@ import uvicorn
 
 from corral.agent.agent import Agent
 from corral.agent.live import AgentLive
+from corral.agent.settings import Settings
 from corral.api.app import build
 from corral.api.service import Service
 from corral.controllers.abandoned import Abandoned
@@ -85,7 +86,7 @@ async def _serve_locked(home: Home, addresses: tuple[str, ...], engine: str, rea
         await service.ensure_defaults()
         agent = Agent(
             objects, world.engine, world.joined, rt,
-            host_name=host_name(), host_id=host_id(home, rt.random), ssh_key=ssh_key(home),
+            host_name=host_name(), host_id=host_id(home, rt.random), ssh_key=ssh_key(home), settings=_settings(),
         )  # fmt: skip
         live = AgentLive(agent, home.state)
         names = tuple(listen.text_of(one) for one in sockets)
@@ -118,6 +119,11 @@ async def _serve_locked(home: Home, addresses: tuple[str, ...], engine: str, rea
         await world.engine.close()
         await store.close()
         log.info("ended")
+
+
+def _settings() -> Settings:
+    """``CORRAL_TEMPLATES=off``: no templates but those that are asked for."""
+    return Settings(templates=os.environ.get("CORRAL_TEMPLATES", "on") not in ("off", "0", "no", "false"))
 
 
 def _world(home: Home, rt: Runtime, engine: str) -> World:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from corral.model import ImageSpec
 from corral.runtime import Runtime
 from corral.server.home import Home
 from corral.server.world import World
+from corral.storage.fake import FakeLayers
 from corral.units import GIB, MIB
 
 MEMORY = 1 << 50
@@ -91,8 +92,23 @@ class PretendImages:
 class PretendDisks:
     """Disks without bytes."""
 
+    def __init__(self) -> None:
+        self._layers = FakeLayers(Path("/nowhere"))
+
     async def ensure_root(self, vm_id: str, base: Any, size: int | None, *, new: bool = True) -> Path:
-        return Path("/nowhere") / vm_id / "root.qcow2"
+        return self._layers.root(vm_id)
+
+    async def ensure_fork(self, vm_id: str, bases: Sequence[Path], size: int | None) -> Path:
+        return self._layers.fork(vm_id, bases)
+
+    async def next_layer(self, vm_id: str) -> tuple[Path, ...]:
+        return self._layers.next(vm_id)
+
+    def settle(self, vm_id: str) -> None:
+        self._layers.settle(vm_id)
+
+    def layers(self, vm_id: str) -> tuple[Path, ...]:
+        return self._layers.of(vm_id)
 
     async def ensure_seed(self, vm_id: str, seed: Any) -> Path:
         return Path("/nowhere") / vm_id / "seed.iso"
@@ -101,7 +117,7 @@ class PretendDisks:
         return 0
 
     async def remove(self, vm_id: str) -> None:
-        """Nothing is there."""
+        self._layers.forget(vm_id)
 
     def inventory(self) -> list[str]:
         return []

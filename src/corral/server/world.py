@@ -31,6 +31,7 @@ def real(home: Home, rt: Runtime) -> World:
     from corral.guest.connect import connect
     from corral.host import cgroup
     from corral.host.facts import facts
+    from corral.host.hostkey import host_key
     from corral.images.store import ImageStore
     from corral.storage.qemu_img import QemuImg
     from corral.storage.volumes import Volumes
@@ -42,6 +43,7 @@ def real(home: Home, rt: Runtime) -> World:
         images=images, disks=Volumes(home.vms, rt, qemu_img), connect_guest=connect,
         consoles=Consoles(home.vms, rt), facts=functools.partial(facts, home.state), ports=SocketProbe(),
         groups=cgroup.choose(home.state), governing=GovernorProcess(home.state, rt), held=_held,
+        host_key=host_key,
     )  # fmt: skip
     return World(QemuEngine(home.vms, home.state, rt), joined, offered())
 

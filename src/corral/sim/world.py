@@ -7,7 +7,7 @@ it, and die with it. Whatever changes reality passes :class:`Observer`, which is
 from __future__ import annotations
 
 import contextvars
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -19,6 +19,7 @@ from corral.model import ImageSpec
 from corral.runtime import Runtime
 from corral.sim.faults import Faults
 from corral.sim.process import Process
+from corral.storage.fake import FakeLayers
 from corral.units import GIB, MIB
 
 DIGEST = "0123456789abcdef"
@@ -109,6 +110,7 @@ class SimDisks:
 
     def __init__(self) -> None:
         self.parts: dict[str, set[str]] = {}
+        self.stack = FakeLayers(Path("/fake/vms"))
 
 
 class AgentDisks:
@@ -121,7 +123,21 @@ class AgentDisks:
         if not new and "root" not in self._disks.parts.get(vm_id, ()):
             raise Refused("its disk is gone", code="failed")
         await self._ensure(vm_id, "root")
-        return Path(f"/fake/vms/{vm_id}/root.qcow2")
+        return self._disks.stack.root(vm_id)
+
+    async def ensure_fork(self, vm_id: str, bases: Sequence[Path], size: int | None) -> Path:
+        await self._ensure(vm_id, "root")
+        return self._disks.stack.fork(vm_id, bases)
+
+    async def next_layer(self, vm_id: str) -> tuple[Path, ...]:
+        await self._reach("making a layer")
+        return self._disks.stack.next(vm_id)
+
+    def settle(self, vm_id: str) -> None:
+        self._disks.stack.settle(vm_id)
+
+    def layers(self, vm_id: str) -> tuple[Path, ...]:
+        return self._disks.stack.of(vm_id)
 
     async def ensure_seed(self, vm_id: str, seed: Any) -> Path:
         await self._ensure(vm_id, "seed")
@@ -135,6 +151,7 @@ class AgentDisks:
         if vm_id in self._disks.parts:
             self._observer.disk_removing(vm_id)
             del self._disks.parts[vm_id]
+            self._disks.stack.forget(vm_id)
 
     def inventory(self) -> list[str]:
         return sorted(self._disks.parts)

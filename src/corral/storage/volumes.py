@@ -2,6 +2,10 @@
 
 Every call may be repeated and survives a kill: a file is made under a temporary name, made durable, and renamed; what
 exists under its final name is whole. The base is an image file that never changes.
+
+Freezing a VM puts a layer on top: ``root-2.qcow2`` over ``root.qcow2``, and so on; the highest number is written to. A
+fork begins with ``base-1.qcow2`` …, hard links of its template's layers, so that these live as long as anybody needs
+them and nobody has to count. The directory's listing is the chain: there is nothing else that could be lost.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
@@ -24,6 +28,7 @@ from corral.units import GIB, format_size
 
 ROOT, SEED = "root.qcow2", "seed.iso"
 _TEMPORARY = ".new-"
+_LAYER = re.compile(r"(base|root)(?:-([1-9][0-9]*))?\.qcow2", re.ASCII)
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 BLANK_SIZE = 10 * GIB
 """Root disk of a VM that boots an installer CD, when no size is asked for."""
@@ -74,7 +79,7 @@ class Volumes:
             raise Refused(
                 f"the disk of image {base.name} has {least}", field="spec.disk.size", hint=f"at least {least}"
             )
-        target = self.path(vm_id) / ROOT
+        target = self.layers(vm_id)[0] if self._own(vm_id) else self.path(vm_id) / ROOT
         if target.exists():
             present = (await self._qemu_img.info(target, "qcow2")).virtual_size
             if size is not None and size > present:
@@ -83,6 +88,8 @@ class Volumes:
         if not new:
             hint = "bring the file back from a backup and start the VM again, or delete the VM"
             raise Refused(f"its disk {target} is gone", code="failed", hint=hint)
+        for left in self.layers(vm_id):
+            left.unlink()  # of a fork that was begun and given up
         with self._replacing(target) as made:
             if base.boot == "cdrom":
                 await self._qemu_img.create(made, size or BLANK_SIZE)
@@ -90,6 +97,57 @@ class Volumes:
                 await self._qemu_img.create_overlay(made, base.disk, base.disk_format, size)
             made.chmod(0o600)
         return target
+
+    async def ensure_fork(self, vm_id: str, bases: Sequence[Path], size: int | None) -> Path:
+        """Have a fresh root disk over links of ``bases`` (a template's layers, the uppermost first).
+
+        Whatever the VM had before goes: a fork that never got as far as being somebody begins again.
+        """
+        directory = self.path(vm_id)
+        for left in self.layers(vm_id):
+            left.unlink()
+        links = [directory / f"base-{number}.qcow2" for number in range(len(bases), 0, -1)]
+        for link, base in zip(links, bases, strict=True):
+            os.link(base, link)
+        target = directory / ROOT
+        with self._replacing(target) as made:
+            await self._qemu_img.create_overlay(made, links[0], "qcow2", size)
+            made.chmod(0o600)
+        return target
+
+    async def next_layer(self, vm_id: str) -> tuple[Path, ...]:
+        """Have a fresh layer over what the VM writes to, and give all its layers then, the uppermost first.
+
+        One that was made before and not :meth:`settle`d is given again: whoever asked for it may not have used it.
+        """
+        layers = self.layers(vm_id)
+        assert layers, f"{vm_id} has no disk"
+        number = _number(layers[0])
+        if number > 1 and not self._mark(layers[0]).exists():
+            return layers
+        target = self.path(vm_id) / f"root-{number + 1}.qcow2"
+        with self._replacing(target) as made:
+            await self._qemu_img.create_overlay(made, layers[0], "qcow2", None)
+            made.chmod(0o600)
+        return target, *layers
+
+    def settle(self, vm_id: str) -> None:
+        """The VM's uppermost layer is written to from now on."""
+        layers = self.layers(vm_id)
+        if layers and _number(layers[0]) > 1:
+            self._mark(layers[0]).touch()
+
+    def layers(self, vm_id: str) -> tuple[Path, ...]:
+        """The VM's own layers, the uppermost first; without the image that is under all of them."""
+        found = [path for path in self.path(vm_id).iterdir() if _LAYER.fullmatch(path.name)]
+        return tuple(sorted(found, key=lambda path: (path.name.startswith("root"), _number(path)), reverse=True))
+
+    def _own(self, vm_id: str) -> bool:
+        layers = self.layers(vm_id)
+        return bool(layers) and layers[0].name.startswith("root")
+
+    def _mark(self, layer: Path) -> Path:
+        return layer.with_suffix(".used")
 
     async def ensure_seed(self, vm_id: str, seed: Seed) -> Path:
         """Have the VM's seed CD say this. Written again only when it says something else. Raises Invalid."""
@@ -137,6 +195,12 @@ class Volumes:
             new.rename(target)
         finally:
             new.unlink(missing_ok=True)
+
+
+def _number(layer: Path) -> int:
+    match = _LAYER.fullmatch(layer.name)
+    assert match is not None, layer
+    return int(match[2] or 1)
 
 
 def _used(directory: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from corral.agent.host import Registration
 from corral.agent.picture import Picture
@@ -20,12 +21,13 @@ WITH_CPUS = (Phase.STARTING, Phase.RUNNING, Phase.PAUSED, Phase.STOPPING)
 
 
 class CpuGrants:
-    """Run one per host."""
+    """Run one per host. ``others``: machines without a VM's record that are governed too."""
 
     def __init__(
         self, objects: Objects, engine: Engine, picture: Picture, registration: Registration,
-        governing: Governing, rt: Runtime,
+        governing: Governing, rt: Runtime, others: Callable[[], Awaitable[list[VmPlan]]] | None = None,
     ) -> None:  # fmt: skip
+        self._others = others
         self._objects, self._engine, self._picture = objects, engine, picture
         self._registration, self._governing, self._rt = registration, governing, rt
         self._threads: dict[tuple[str, int], tuple[int, ...]] = {}
@@ -47,6 +49,7 @@ class CpuGrants:
         self._threads = {key: value for key, value in self._threads.items() if key in {_key(vm) for vm in here}}
         await asyncio.gather(*(self._find(vm) for vm in here))
         vms = tuple(_vm_plan(vm, self._threads[_key(vm)]) for vm in here if self._threads.get(_key(vm)))
+        vms += tuple(await self._others()) if self._others is not None else ()
         names = {vm.project for vm in vms}
         projects = (await self._objects.list(Project)).items if names else []
         return Plan(vms=vms, projects=tuple(_project_plan(one) for one in projects if one.meta.name in names))

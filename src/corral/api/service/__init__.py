@@ -3,8 +3,8 @@
 The API puts routes in front of it, the simulator calls it directly. It writes wishes and tasks into the store, each
 request in one transaction, and never talks to a controller or an agent. Bodies arrive as JSON trees (dictionaries) and
 are checked here, so that every caller is told the same. The parts, each on top of the one before:
-ground (idempotency, swap with a task), launch (new VMs, admission), power (verbs, delete, cancel), images, changes
-(patch, defaults, flavors).
+ground (idempotency, swap with a task), launch (new VMs, admission), power (verbs, delete, cancel), images, templates
+(and forks), changes (patch, defaults, flavors).
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class Service(Changing):
             return await self.create_vms(tree, key=key, dry_run=dry_run)
         if kind == "image":
             return await self.create_image(tree, key=key)
+        if kind == "template":
+            return await self.create_template(tree, key=key)
         if kind == "flavor":
             flavor: Resource = await self.create_flavor(tree, key=key)
             return flavor

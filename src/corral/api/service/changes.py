@@ -9,8 +9,8 @@ import msgspec
 
 from corral.api.bodies import Change, CreateFlavor
 from corral.api.service.ground import ROUNDS, bumped, changed, key_id
-from corral.api.service.images import Imaging
 from corral.api.service.launch import demands, owned_problems
+from corral.api.service.templates import Templating
 from corral.errors import NotFound, Problem, Refused
 from corral.model import (
     Flavor,
@@ -50,7 +50,7 @@ FLAVORS: dict[str, FlavorSpec] = {
 }
 
 
-class Changing(Imaging):
+class Changing(Templating):
     """``create``, ``patch``, ``delete`` for kinds without ways of their own, and ``ensure_defaults``."""
 
     async def ensure_defaults(self) -> None:

@@ -11,7 +11,7 @@ from corral.api.bodies import Accepted, CreateImage
 from corral.api.service.ground import bumped, changed, fingerprint_of
 from corral.api.service.power import Powering
 from corral.errors import NotFound, Problem, Refused
-from corral.model import Image, ImagePhase, Task, Vm
+from corral.model import Image, ImagePhase, Task, Template, Vm
 from corral.model.validate import accept, label_problems, name_problems, problems_of, timeout_problems
 from corral.store.objects import Create
 
@@ -83,6 +83,13 @@ class Imaging(Powering):
                 raise Refused(
                     f"image {image.meta.name} is used by {len(users)} VM{'s' if len(users) > 1 else ''}: {names}",
                     code="in-use", hint="delete those first", vms=[vm.meta.name for vm in users[:100]],
+                )  # fmt: skip
+            asked = [t for t in (await self.objects.list(Template)).items if t.spec.image_id == image.meta.id]
+            asked = [t for t in asked if not t.spec.auto]  # the platform's own go with their image
+            if asked:
+                raise Refused(
+                    f"image {image.meta.name} is used by template {asked[0].meta.name}", code="in-use",
+                    hint=f"delete that first: corral template delete {asked[0].meta.name}",
                 )  # fmt: skip
             await self.objects.change(Image, image.meta.id, self._doomed)
         finally:

@@ -43,7 +43,7 @@ from corral.units import format_size
 
 LIMITS = ("iops", "bandwidth", "iops_burst", "bandwidth_burst")
 """Fields of a disk that say how fast it is."""
-OWNED = ("image_id", "boots", "resets", "force")
+OWNED = ("image_id", "template", "boots", "resets", "force")
 """Fields of a VM's spec that the platform writes."""
 UNLIMITED = "user-mode networking cannot limit a card's rate; the guest's own traffic control can (tc qdisc)"
 TRIES = 8
@@ -71,7 +71,7 @@ class Launching(Ground):
             return await self._answer_again(earlier)
         given = tree["spec"]
         for last in range(TRIES, 0, -1):
-            image = await self._image(body)
+            image = await self.image(body.spec.image, body.project)
             self.creating[image.meta.id] = self.creating.get(image.meta.id, 0) + 1
             try:
                 return await self._write(body, given, image, key, fingerprint, dry_run=dry_run, last=last == 1)
@@ -138,13 +138,14 @@ class Launching(Ground):
                     hosts=[verdict.as_row() for verdict in table],
                 )  # fmt: skip
 
-    async def _image(self, body: CreateVms) -> Image:
+    async def image(self, ref: str, project: str) -> Image:
+        """An image that VMs can be made of, now or when it is ready. Raises NotFound, Refused ``wrong-phase``."""
         try:
-            image = await self.objects.find(Image, body.spec.image, body.project)
+            image = await self.objects.find(Image, ref, project)
         except NotFound:
-            known = body.spec.image in {entry.get("name") for entry in self.offered}
-            hint = f"corral image pull {body.spec.image}" if known else "see the images there are: corral image list"
-            raise NotFound(f"there is no image {body.spec.image!a}", hint=hint, field="spec.image") from None
+            known = ref in {entry.get("name") for entry in self.offered}
+            hint = f"corral image pull {ref}" if known else "see the images there are: corral image list"
+            raise NotFound(f"there is no image {ref!a}", hint=hint, field="spec.image") from None
         if image.meta.deleted is not None or image.meta.id in self.retiring:
             raise Refused(f"image {image.meta.name} is being deleted", code="wrong-phase", field="spec.image")
         if image.status.phase is ImagePhase.ERROR:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from corral.errors import WatchLost
-from corral.model import Host, Power, Vm
+from corral.model import Host, Power, Template, Vm
 from corral.model.base import Resource
 from corral.scheduler.place import Room, rooms
 from corral.store.objects import Objects
@@ -31,6 +31,7 @@ class Ledger:
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
         self._hosts: dict[str, Host] = {}
+        self._templates: dict[str, Template] = {}
         self._vms: dict[str, Booking] = {}
         self._used: dict[str, tuple[int, int]] = {}
         self._live = False
@@ -42,7 +43,7 @@ class Ledger:
                 revision = await self._read()
                 self._live = True
                 try:
-                    async for batch in self._objects.watch(Vm, Host, from_revision=revision + 1):
+                    async for batch in self._objects.watch(Vm, Host, Template, from_revision=revision + 1):
                         for change in batch.changes:
                             if change.object is None:
                                 self._drop(change.kind, change.id)
@@ -58,7 +59,7 @@ class Ledger:
         if not self._live:
             await self._read()
         found = []
-        for room in rooms(self._hosts.values(), ()):
+        for room in rooms(self._hosts.values(), (), templates=self._templates.values()):
             memory, count = self._used.get(room.host, (0, 0))
             own = self._vms.get(without)
             if own is not None and own.counts and own.host == room.host:
@@ -78,6 +79,8 @@ class Ledger:
         """Take in a record, unless a newer one is known."""
         if isinstance(obj, Host):
             self._hosts[obj.meta.id] = obj
+        if isinstance(obj, Template):
+            self._templates[obj.meta.id] = obj
         if not isinstance(obj, Vm):
             return
         known = self._vms.get(obj.meta.id)
@@ -89,11 +92,13 @@ class Ledger:
 
     async def _read(self) -> int:
         hosts, vms = await self._objects.list(Host), await self._objects.list(Vm)
+        templates = await self._objects.list(Template)
+        self._templates = {template.meta.id: template for template in templates.items}
         self._hosts = {host.meta.id: host for host in hosts.items}
         self._forget_gone(vm.meta.id for vm in vms.items)
         for vm in vms.items:
             self.put(vm)
-        return min(hosts.revision, vms.revision)
+        return min(hosts.revision, vms.revision, templates.revision)
 
     def _forget_gone(self, there: Iterable[str]) -> None:
         kept = set(there)
@@ -103,6 +108,8 @@ class Ledger:
     def _drop(self, kind: str, id: str) -> None:
         if kind == Host.KIND:
             self._hosts.pop(id, None)
+        elif kind == Template.KIND:
+            self._templates.pop(id, None)
         else:
             self._add(self._vms.pop(id, None), -1)
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 from corral.client import calls, local
 from corral.client.address import resolve
 from corral.client.aio.http import AsyncHttp, lines
-from corral.client.aio.resources import Events, Hosts, Images, Resource, Tasks
+from corral.client.aio.resources import Events, Hosts, Images, Resource, Tasks, Templates
 from corral.client.aio.sandbox import AsyncSandbox, sandbox
 from corral.client.aio.vms import AsyncVm, Vms
 from corral.client.record import PLURALS, RECONNECT_S, SILENCE_S, Batch, Record, read_batch
@@ -39,6 +39,7 @@ class AsyncClient:
         self.http = AsyncHttp(resolve(url, state), token=token or os.environ.get("CORRAL_TOKEN", ""), timeout=timeout)
         self.vms = Vms(self, "vms")
         self.images = Images(self, "images")
+        self.templates = Templates(self, "templates")
         self.flavors = Resource(self, "flavors")
         self.volumes = Resource(self, "volumes")
         self.networks = Resource(self, "networks")

@@ -123,6 +123,20 @@ class Vms(Resource):
         answer = await self._client.http.send(calls.delete("vms", ref, project or self._client.project, force=force))
         return await self._task(answer, wait, on_change)
 
+    async def begin_fork(
+        self, ref: str, *, name: str | None = None, count: int | None = None, labels: Mapping[str, str] | None = None,
+        timeout_s: float | None = None, project: str | None = None, key: str | None = None,
+    ) -> Accepted:  # fmt: skip
+        """Ask for forks of a running VM, with its memory and disk as they are now; a task for each."""
+        scope = project or self._client.project
+        call = calls.fork(ref, scope, name=name, labels=labels, count=count, timeout_s=timeout_s, key=key)
+        return self._accepted(await self._client.http.send(call))
+
+    async def fork(self, ref: str, *, on_change: Progress | None = None, **options: Any) -> AsyncVm:
+        """A fork of a running VM, whose guest answers. Options: name, labels, timeout_s, project."""
+        begun = await self.begin_fork(ref, **options)
+        return await self.finish_launch(begun, on_change=on_change)
+
     async def wait(
         self, ref: str, phase: str = "running", *, timeout: float | None = None, project: str | None = None,
         on_change: Progress | None = None,

@@ -11,7 +11,7 @@ from corral.client import calls, local
 from corral.client.address import resolve
 from corral.client.record import PLURALS, SILENCE_S, Accepted, Batch, Page, Record, Result
 from corral.client.sync.http import Http
-from corral.client.sync.resources import Events, Hosts, Images, Resource, Tasks, follow, read_batches
+from corral.client.sync.resources import Events, Hosts, Images, Resource, Tasks, Templates, follow, read_batches
 from corral.client.sync.vms import Vm, Vms
 
 __all__ = ["Accepted", "Batch", "Client", "Page", "Record", "Resource", "Result", "Vm"]
@@ -35,6 +35,7 @@ class Client:
         self.http = Http(resolve(url, state), token=token or os.environ.get("CORRAL_TOKEN", ""), timeout=timeout)
         self.vms = Vms(self, "vms")
         self.images = Images(self, "images")
+        self.templates = Templates(self, "templates")
         self.flavors = Resource(self, "flavors")
         self.volumes = Resource(self, "volumes")
         self.networks = Resource(self, "networks")

@@ -150,6 +150,19 @@ class Images(Resource):
         return list(self._client.http.send(calls.plain("catalogue"))["items"])
 
 
+class Templates(Resource):
+    """Booted VMs, frozen."""
+
+    def begin(
+        self, spec: Mapping[str, Any], *, name: str | None = None, project: str | None = None,
+        labels: Mapping[str, str] | None = None, timeout_s: float | None = None, key: str | None = None,
+    ) -> Accepted:  # fmt: skip
+        """A new template (spec: image, cpus, memory …), and the task that makes it."""
+        scope = project or self._client.project
+        call = calls.create("templates", spec, name=name, project=scope, labels=labels, key=key, timeout_s=timeout_s)
+        return self._accepted(self._client.http.send(call))
+
+
 class Hosts(Resource):
     """The machines that run VMs."""
 

@@ -1,0 +1,183 @@
+"""Makes templates: boots a guest for nothing else, waits until it is at rest, freezes it, and cuts its power.
+
+Everything may be interrupted and repeated: what is found on the host says how far it got. The machine has the
+template's id, a seed of its own with no key and no user data, and no published port; nothing of it is left afterwards.
+A running VM is frozen the same way, except that it goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
+
+import structlog
+
+from corral.agent.machine import machine_of, wants_root, wants_seed
+from corral.agent.ports import BootFiles, Joined
+from corral.agent.reconcile import OFF_STATES
+from corral.agent.templates.scripts import SETTLE, run
+from corral.engine.protocol import Drive, Engine, Machine, State
+from corral.engine.protocol import Template as Frozen
+from corral.errors import CorralError, Refused, Unavailable
+from corral.guest.protocol import Guest, Identity
+from corral.model import Cpu, Disk, Memory, Meta, Nic, Template, Vm, VmSpec
+from corral.runtime import Runtime, deadline
+from corral.storage.seed import Seed
+
+log = structlog.get_logger("templates")
+
+HOSTNAME = "template"
+ANSWER_S = 300.0
+"""A guest that boots under emulation on a busy host."""
+SETTLE_S = 180.0
+READY_EVERY_S = 0.5
+REST_S = 2.0
+"""What was started last has printed its last line and closed its files by then; forks would all repeat the rest."""
+GROUP_ROUNDS = 50
+
+Tell = Callable[[str, str], None]
+"""Called with a step's name, and what is to be said of it."""
+
+
+class Made(NamedTuple):
+    """A template that is there. ``agent``: who answered inside."""
+
+    frozen: Frozen
+    agent: str
+    hooks: bool
+
+
+class TemplateBoots:
+    """Boots and freezes on one host."""
+
+    def __init__(self, engine: Engine, joined: Joined, rt: Runtime) -> None:
+        self._engine, self._joined, self._rt = engine, joined, rt
+
+    async def make(self, template: Template, files: BootFiles, tell: Tell) -> Made:
+        """Have a template of a machine that is booted for it. Raises what stood in the way; nothing is left then."""
+        id = template.meta.id
+        made = await self._made(id)
+        if made is None:
+            guest = await self._boot(template, files, tell)
+            try:
+                made = await self._freeze_at_rest(template, files, guest, tell)
+            finally:
+                await guest.close()
+        else:
+            # Killed between freezing and writing it down: all that is known of the guest is what any of ours has.
+            made = made._replace(agent="corral-guest" if files.agent else "qemu-guest-agent", hooks=True)
+        await self._rt.faults.at("template.frozen")
+        tell("power off", "")
+        await self.clear(id)
+        await self._rt.faults.at("template.cleared")
+        return made
+
+    async def freeze(self, template: Template, vm: Vm, files: BootFiles, tell: Tell) -> Made:
+        """Have a template of a VM that runs and goes on, with its RAM and disk as they are at one instant."""
+        id = vm.meta.id
+        made = await self._made(template.meta.id)
+        if made is None:
+            tell("freeze", f"{vm.meta.name} stands still for a moment")
+            overlays = await self._overlays(vm, files)
+            await self._rt.faults.at("template.layered")
+            made = Made(await self._engine.freeze(id, template.meta.id, overlays), vm.status.guest, True)
+        self._joined.disks.settle(id)
+        await self._rt.faults.at("template.frozen")
+        return made._replace(agent=vm.status.guest, hooks=True)
+
+    async def clear(self, id: str) -> None:
+        """Have nothing left of the machine that was booted for a template."""
+        await self._joined.consoles.detach(id)
+        await self._engine.kill(id)
+        await self._engine.remove(id)
+        for last in range(GROUP_ROUNDS, 0, -1):
+            try:
+                self._joined.groups.remove(id)
+                break
+            except Refused:  # the kernel lets go of a process a moment after it has ended
+                if last == 1:
+                    raise
+                await self._rt.clock.sleep(0.02)
+        await self._joined.disks.remove(id)
+
+    async def _made(self, id: str) -> Made | None:
+        for frozen in await self._engine.templates():
+            if frozen.id == id and not frozen.stale:
+                return Made(frozen, "", False)
+        return None
+
+    async def _boot(self, template: Template, files: BootFiles, tell: Tell) -> Guest:
+        """A connection to a guest that runs for this template: found, or booted."""
+        id = template.meta.id
+        seen = await self._engine.inspect(id)
+        if seen.state not in (State.CREATED, State.RUNNING):
+            if seen.state not in OFF_STATES:
+                log.warning("a template's guest is started again", template=template.meta.name, state=str(seen.state))
+            await self.clear(id)
+            tell("volume", "")
+            machine = await self._prepare(template, files)
+            await self._rt.faults.at("template.disk")
+            tell("start", "")
+            seen = await self._engine.create(machine)
+            await self._rt.faults.at("template.spawned")
+        channels = self._engine.channels(id)
+        await self._joined.consoles.attach(id, channels.serial)
+        tell("boot", "")
+        if seen.state is State.CREATED:
+            await self._engine.resume(id)
+        prefer: Literal["resident", "qga"] = "resident" if files.agent else "qga"
+        try:
+            async with deadline(ANSWER_S, "the answer of the template's guest"):
+                guest = await self._joined.connect_guest(channels.guest, channels.qga, self._rt, prefer=prefer)
+        except Unavailable as error:
+            hint = "" if files.agent else "a template needs an image with corral-guest or qemu-guest-agent"
+            raise CorralError(f"its guest did not answer: {error.message}", code="unresponsive", hint=hint) from error
+        await self._rt.faults.at("template.answered")
+        return guest
+
+    async def _prepare(self, template: Template, files: BootFiles) -> Machine:
+        id, disks = template.meta.id, self._joined.disks
+        seed = None
+        if wants_root(files):
+            await disks.ensure_root(id, files, template.spec.disk)
+        if wants_seed(files):
+            seed = await disks.ensure_seed(id, Seed(instance_id=id, hostname=HOSTNAME, default_user=files.default_user))
+        joins = self._joined.groups.prepare(id)
+        return machine_of(pretended(template), files, root=disks.layers(id), seed=seed, ports=(), joins=joins)
+
+    async def _freeze_at_rest(self, template: Template, files: BootFiles, guest: Guest, tell: Tell) -> Made:
+        await guest.identify(Identity(time=self._rt.clock.now()))
+        tell("settle", "until the guest has nothing left to start")
+        async with deadline(ANSWER_S, "the end of the guest's start-up"):
+            while not (info := await guest.info()).ready:
+                await self._rt.clock.sleep(READY_EVERY_S)
+        said = await run(guest, SETTLE, SETTLE_S, "coming to rest")
+        # Nobody is connected in what is frozen: every fork begins with a line that is free.
+        await guest.close()
+        await self._rt.clock.sleep(REST_S)
+        await self._rt.faults.at("template.settled")
+        tell("freeze", "")
+        overlays = await self._overlays(pretended(template), files)
+        frozen = await self._engine.freeze(template.meta.id, template.meta.id, overlays)
+        return Made(frozen, info.agent, "hooks" in said.split())
+
+    async def _overlays(self, vm: Vm, files: BootFiles) -> Mapping[str, Drive]:
+        """What a machine writes to from the moment it is frozen: a fresh layer over each disk."""
+        if not self._joined.disks.layers(vm.meta.id):
+            return {}
+        layers = await self._joined.disks.next_layer(vm.meta.id)
+        machine = machine_of(vm, files, root=layers, seed=None, ports=())
+        return {drive.name: drive for drive in machine.drives if not drive.readonly}
+
+
+def pretended(template: Template) -> Vm:
+    """The VM that a template is booted as; no record of it exists."""
+    spec = template.spec
+    return Vm(
+        meta=Meta(id=template.meta.id, name=template.meta.name, project=template.meta.project),
+        spec=VmSpec(
+            image=spec.image, image_id=spec.image_id, cpu=Cpu(count=spec.cpus, model=spec.cpu_model),
+            memory=Memory(size=spec.memory), disk=Disk(size=spec.disk), firmware=spec.firmware, hostname=HOSTNAME,
+            nics=tuple(Nic(mac=f"52:54:00:00:00:{number + 1:02x}") for number in range(spec.cards)),
+        ),
+    )  # fmt: skip

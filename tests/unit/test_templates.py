@@ -1,0 +1,454 @@
+"""Templates and forks on a pretended host: made, chosen, refused, noticed when stale, removed; killed in the middle."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+from corral.agent.settings import Settings
+from corral.errors import CorralError, NotFound
+from corral.guest.fake import FakeGuest
+from corral.guest.protocol import Identity
+from corral.model import Image, Memory, Meta, TaskState, Template, TemplateSpec
+from corral.model.vm import start_of
+from corral.store.objects import Create
+from corral.units import GIB, MIB
+from tests.unit.stage import Stage, mac_of, on_stage, vm_id
+
+AUTO = Settings(templates=True)
+
+
+async def order(stage: Stage, name: str = "warm", **spec: Any) -> str:
+    """A template with its task, as the API writes them; the task's id."""
+    fields: dict[str, Any] = {"image": "img", "image_id": "image-img", **spec}
+    meta = Meta(id=vm_id(f"template {name}"), name=name, created=stage.rt.clock.now())
+    template = Template(meta=meta, spec=TemplateSpec(**fields))
+    task = stage.task("template", template, 600.0)
+    await stage.objects.commit([Create(template), Create(task)])
+    return task.meta.id
+
+
+async def template_of(stage: Stage, name: str = "warm") -> Template:
+    return await stage.objects.find(Template, name)
+
+
+async def until(stage: Stage, phase: str, name: str = "warm", limit: float = 300.0) -> Template:
+    end = asyncio.get_running_loop().time() + limit
+    while True:
+        template = await template_of(stage, name)
+        if template.status.phase == phase:
+            return template
+        assert asyncio.get_running_loop().time() < end, f"never {phase}: {template.status}"
+        await asyncio.sleep(0.1)
+
+
+async def gone(stage: Stage, name: str = "warm", limit: float = 60.0) -> None:
+    end = asyncio.get_running_loop().time() + limit
+    while True:
+        try:
+            await template_of(stage, name)
+        except NotFound:
+            return
+        assert asyncio.get_running_loop().time() < end, "the template never went"
+        await asyncio.sleep(0.1)
+
+
+async def retire(stage: Stage, name: str = "warm") -> None:
+    template = await template_of(stage, name)
+
+    def doomed(now: Template) -> Template:
+        return msgspec.structs.replace(now, meta=msgspec.structs.replace(now.meta, deleted=stage.rt.clock.now()))
+
+    await stage.objects.change(Template, template.meta.id, doomed)
+
+
+def told(stage: Stage, name: str) -> Identity:
+    found = stage.world.machines[vm_id(name)].told
+    assert isinstance(found, Identity)
+    return found
+
+
+def test_a_template_is_booted_frozen_and_nothing_of_its_guest_is_left() -> None:
+    async def test(stage: Stage) -> None:
+        done = await stage.done(await order(stage))
+        assert done.status.state is TaskState.DONE
+        names = [step.name for step in done.status.steps]
+        assert names == ["turn", "volume", "start", "boot", "settle", "freeze", "power off"]
+        template = await template_of(stage)
+        assert (template.status.phase, template.status.memory, template.status.host) == ("ready", 512 * MIB, "here")
+        assert template.status.made_at is not None
+        assert stage.world.machines == {}
+        assert stage.disks.inventory() == []
+        assert [one.id for one in await stage.engine.templates()] == [template.meta.id]
+
+    on_stage(test)
+
+
+def test_a_launch_that_fits_is_forked_and_somebody_of_its_own_before_its_link_is_up() -> None:
+    async def test(stage: Stage) -> None:
+        await stage.done(await order(stage))
+        plugged: list[tuple[str, object]] = []
+        link = stage.engine.link
+
+        async def watched(id: str, card: str, up: bool) -> None:
+            plugged.append((id, stage.world.machines[id].told))
+            await link(id, card, up)
+
+        stage.engine.link = watched  # type: ignore[method-assign]
+        for name in ("one", "two"):
+            await stage.launch(name)
+        for name in ("one", "two"):
+            vm = await stage.phase("running", name)
+            start = start_of(vm)
+            assert (vm.status.template, start.how, start.done) == ("warm", "fork", True)
+            assert list(start.timings) == ["disk", "process", "resumed", "answer", "identity"]
+            assert stage.world.machines[vm_id(name)].links == {"net0": True}
+        one, two = told(stage, "one"), told(stage, "two")
+        assert {id for id, identity in plugged if isinstance(identity, Identity)} == {vm_id("one"), vm_id("two")}
+        assert (one.hostname, one.mac, one.machine_id) == ("one", mac_of("one"), vm_id("one").replace("-", ""))
+        assert one.seed is not None
+        assert len(one.seed) == 32
+        assert one.seed != two.seed
+        assert one.address == "10.0.2.15/24"
+        assert one.ssh_host_key
+        await asyncio.sleep(6)
+        template = await template_of(stage)
+        assert template.status.forks == 2
+        assert template.status.used_at is not None
+
+    on_stage(test)
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        ({"cold": True}, "it was asked for"),
+        ({"user_data": "#!/bin/sh\n"}, "its user data runs at a first boot"),
+        ({"memory": Memory(size=GIB)}, "there is no template of img with 1 CPU, 1G"),
+        ({"nics": ()}, "there is no template of img"),
+    ],
+)
+def test_what_cannot_be_forked_boots_and_says_why(spec: dict[str, Any], why: str) -> None:
+    async def test(stage: Stage) -> None:
+        await stage.done(await order(stage))
+        await stage.launch(**spec)
+        task = await stage.done("task-launch-web-1")
+        assert why in " ".join(step.message for step in task.status.steps)
+        vm = await stage.phase("running")
+        assert vm.status.template == ""
+        assert start_of(vm).how == "cold"
+        assert why in start_of(vm).why
+
+    on_stage(test)
+
+
+def test_a_restart_boots_from_its_own_disk() -> None:
+    async def test(stage: Stage) -> None:
+        await stage.done(await order(stage))
+        await stage.launch()
+        await stage.phase("running")
+        layers = stage.disks.layers(vm_id())
+        assert [layer.name for layer in layers] == ["root.qcow2", "base-1.qcow2"]
+        await stage.done(await stage.ask("restart"))
+        vm = await stage.phase("running")
+        assert (start_of(vm).how, vm.status.template) == ("cold", "")
+        drive = stage.world.machines[vm_id()].machine.drives[0]
+        assert (drive.path, *(layer.path for layer in drive.layers[:-1])) == layers
+        assert stage.world.machines[vm_id()].links == {"net0": True}
+
+    on_stage(test)
+
+
+def test_a_template_of_another_project_is_never_used() -> None:
+    async def test(stage: Stage) -> None:
+        await stage.done(await order(stage))
+        template = await template_of(stage)
+        other = msgspec.structs.replace(
+            template, meta=Meta(id=vm_id("other"), name="other", project="theirs"), status=template.status
+        )
+        await stage.objects.create(other)
+        await retire(stage)
+        await gone(stage)
+        await stage.launch()
+        vm = await stage.phase("running")
+        assert start_of(vm).how == "cold"
+
+    on_stage(test)
+
+
+def test_a_stale_template_is_not_used_and_is_made_again() -> None:
+    async def test(stage: Stage) -> None:
+        await stage.done(await order(stage))
+        first = await template_of(stage)
+        stage.world.templates.upgrade()
+        await stage.launch()
+        vm = await stage.phase("running")
+        assert start_of(vm).how == "cold"
+        await asyncio.sleep(30)
+        again = await until(stage, "ready")
+        assert again.meta.id == first.meta.id
+        assert again.status.hardware != first.status.hardware
+        await stage.launch("two")
+        assert start_of(await stage.phase("running", "two")).how == "fork"
+        assert "Stale" in await stage.events()
+
+    on_stage(test)
+
+
+def test_a_template_that_becomes_stale_at_the_last_moment_loses_no_launch() -> None:
+    async def test(stage: Stage) -> None:
+        await stage.done(await order(stage))
+        template = await template_of(stage)
+        hardware = await stage.engine.hardware(next(iter(await stage.engine.templates())).machine)
+        stage.world.templates.spoil(template.meta.id)
+
+        async def as_before(_machine: object) -> str:
+            return hardware
+
+        stage.engine.hardware = as_before  # type: ignore[method-assign]
+        await stage.launch()
+        vm = await stage.phase("running")
+        assert start_of(vm).how == "cold"
+        assert "warm" in start_of(vm).why
+
+    on_stage(test)
+
+
+def test_one_in_use_stays_until_its_forks_are_gone() -> None:
+    async def test(stage: Stage) -> None:
+        await stage.done(await order(stage))
+        await stage.launch()
+        await stage.phase("running")
+        await retire(stage)
+        await asyncio.sleep(20)
+        assert "used" in (await template_of(stage)).status.reason
+        await stage.done(await stage.ask("delete", force=True))
+        await gone(stage)
+        assert await stage.engine.templates() == []
+
+    on_stage(test)
+
+
+def test_the_first_cold_launch_makes_a_template_for_the_next() -> None:
+    async def test(stage: Stage) -> None:
+        await stage.launch("one")
+        await stage.phase("running", "one")
+        template = await until(stage, "ready", "img-1x512m")
+        assert template.spec.auto
+        await stage.launch("two")
+        assert start_of(await stage.phase("running", "two")).template == "img-1x512m"
+        assert len((await stage.objects.list(Template)).items) == 1
+
+    on_stage(test, settings=AUTO)
+
+
+def test_no_template_is_made_unless_that_is_turned_on() -> None:
+    async def test(stage: Stage) -> None:
+        await stage.launch()
+        await stage.phase("running")
+        await asyncio.sleep(60)
+        assert (await stage.objects.list(Template)).items == ()
+
+    on_stage(test)
+
+
+def test_the_budget_holds_and_the_least_used_goes_first() -> None:
+    async def test(stage: Stage) -> None:  # a quarter of 8 GiB: two of 1 GiB, not three
+        for name, size in (("one", 1024), ("two", 1025), ("three", 1026)):
+            await stage.launch(name, memory=Memory(size=size * MIB))
+            await stage.phase("running", name)
+            await asyncio.sleep(60)
+            await stage.done(await stage.ask("delete", name, force=True))
+        left = (await stage.objects.list(Template)).items
+        assert sorted(one.spec.memory // MIB for one in left) == [1026]
+        await stage.launch("big", memory=Memory(size=3 * GIB))
+        await stage.phase("running", "big")
+        await asyncio.sleep(60)
+        assert len((await stage.objects.list(Template)).items) == 1
+
+    on_stage(test, settings=AUTO)
+
+
+def test_a_template_that_nobody_uses_makes_room_for_a_vm() -> None:
+    async def test(stage: Stage) -> None:
+        stage.facts = stage.facts._replace(memory=2 * GIB, memory_available=2 * GIB)
+        await stage.launch("one")
+        await stage.phase("running", "one")
+        await until(stage, "ready", "img-1x512m")
+        await stage.done(await stage.ask("delete", "one", force=True))
+        await stage.launch("big", memory=Memory(size=1536 * MIB))
+        await stage.phase("running", "big")
+        assert all(one.spec.memory != 512 * MIB for one in (await stage.objects.list(Template)).items)
+
+    on_stage(test, settings=AUTO._replace(template_memory=0.5))
+
+
+def test_a_guest_that_does_not_take_its_identity_stays_unplugged_and_says_so() -> None:
+    async def test(stage: Stage) -> None:
+        await stage.done(await order(stage))
+        refuse_identities(stage, 3)
+        await stage.launch()
+        vm = await stage.until("told", lambda vm: "no identity of its own" in vm.status.reason)
+        assert "machine-id" in vm.status.reason
+        assert stage.world.machines[vm_id()].links == {"net0": False}
+        await stage.phase("running")
+        assert stage.world.machines[vm_id()].links == {"net0": True}
+
+    on_stage(test)
+
+
+def refuse_identities(stage: Stage, times: int) -> None:
+    """The next identities are not taken, by no guest."""
+    original, left = FakeGuest.identify, [times]
+
+    async def identify(self: FakeGuest, identity: Identity, timeout: float = 5.0) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise CorralError("the guest failed at taking its identity: machine-id", code="guest")
+        FakeGuest.identify = original  # type: ignore[method-assign]
+        await original(self, identity, timeout)
+
+    FakeGuest.identify = identify  # type: ignore[method-assign]
+
+
+async def fork(stage: Stage, parent: str, *names: str) -> None:
+    """Forks of a running VM, as the API writes them."""
+    vm = await stage.vm(parent)
+    meta = Meta(id=vm_id(f"frozen {parent}"), name=f"frozen-{parent}", created=stage.rt.clock.now())
+    spec = TemplateSpec(image="img", image_id="image-img", auto=True, source=vm.meta.id)
+    await stage.objects.create(Template(meta=meta, spec=spec))
+    for name in names:
+        await stage.launch(name, template=meta.id)
+
+
+def test_forks_of_a_running_vm_share_its_state_and_their_template_goes() -> None:
+    async def test(stage: Stage) -> None:
+        await stage.launch("parent")
+        await stage.phase("running", "parent")
+        pid = stage.world.machines[vm_id("parent")].pid
+        await fork(stage, "parent", "one", "two")
+        for name in ("one", "two"):
+            vm = await stage.phase("running", name)
+            assert (start_of(vm).how, start_of(vm).source) == ("fork", "parent")
+            assert start_of(vm).pause_s is not None
+            assert told(stage, name).hostname == name
+        assert stage.world.machines[vm_id("parent")].pid == pid
+        layers = [layer.name for layer in stage.disks.layers(vm_id("parent"))]
+        assert layers == ["root-2.qcow2", "root.qcow2"]
+        await fork(stage, "one", "grandchild")
+        assert start_of(await stage.phase("running", "grandchild")).source == "one"
+        for name in ("one", "two", "grandchild"):
+            await stage.done(await stage.ask("delete", name, force=True))
+        await gone(stage, "frozen-parent")
+        await gone(stage, "frozen-one")
+        assert await stage.engine.templates() == []
+
+    on_stage(test)
+
+
+def test_a_fork_of_a_vm_that_does_not_run_fails_and_never_boots() -> None:
+    async def test(stage: Stage) -> None:
+        await stage.launch("parent")
+        await stage.phase("running", "parent")
+        await stage.done(await stage.ask("stop", "parent", force=True))
+        await fork(stage, "parent", "child")
+        task = await stage.done("task-launch-child-1")
+        assert task.status.state is TaskState.FAILED
+        vm = await stage.vm("child")
+        assert vm.status.phase == "error"
+        assert "was to be forked from failed" in vm.status.reason
+        assert vm_id("child") not in stage.world.machines
+
+    on_stage(test)
+
+
+@pytest.mark.parametrize(
+    "point",
+    ["template.disk", "template.spawned", "template.answered", "template.settled", "engine.freeze.prepared",
+     "engine.freeze.recorded", "template.frozen", "template.cleared", "template.made"],
+)  # fmt: skip
+def test_killed_while_a_template_is_made_it_is_still_made_and_nothing_is_left(point: str) -> None:
+    async def test(stage: Stage) -> None:
+        stage.points.die_at, stage.points.died = point, asyncio.Event()
+        task = await order(stage)
+        await asyncio.wait_for(stage.points.died.wait(), 60)
+        await stage.stop()
+        await stage.start()
+        assert (await stage.done(task)).status.state is TaskState.DONE
+        template = await until(stage, "ready")
+        assert stage.world.machines == {}
+        assert stage.disks.inventory() == []
+        assert [one.id for one in await stage.engine.templates()] == [template.meta.id]
+        assert "UnknownMachine" not in await stage.events()
+
+    on_stage(test)
+
+
+@pytest.mark.parametrize(
+    "point",
+    ["create.volume", "fork.disk", "create.ports", "engine.fork.loaded", "create.spawned", "start.resumed",
+     "fork.identified", "fork.linked", "start.answered"],
+)  # fmt: skip
+def test_killed_while_a_vm_is_forked_it_still_comes_up_as_itself(point: str) -> None:
+    async def test(stage: Stage) -> None:
+        await stage.done(await order(stage))
+        stage.points.die_at, stage.points.died = point, asyncio.Event()
+        await stage.launch()
+        await asyncio.wait_for(stage.points.died.wait(), 60)
+        await stage.stop()
+        await stage.start()
+        vm = await stage.phase("running")
+        assert start_of(vm).how == "fork"
+        assert told(stage, "web").hostname == "web"
+        assert stage.world.machines[vm_id()].links == {"net0": True}
+        assert [layer.name for layer in stage.disks.layers(vm_id())] == ["root.qcow2", "base-1.qcow2"]
+
+    on_stage(test)
+
+
+@pytest.mark.parametrize("point", ["template.layered", "engine.freeze.recorded", "template.frozen", "template.made"])
+def test_killed_while_a_running_vm_is_frozen_its_forks_still_come(point: str) -> None:
+    async def test(stage: Stage) -> None:
+        await stage.launch("parent")
+        await stage.phase("running", "parent")
+        stage.points.die_at, stage.points.died = point, asyncio.Event()
+        await fork(stage, "parent", "child")
+        await asyncio.wait_for(stage.points.died.wait(), 60)
+        await stage.stop()
+        await stage.start()
+        assert start_of(await stage.phase("running", "child")).source == "parent"
+        assert [layer.name for layer in stage.disks.layers(vm_id("parent"))] == ["root-2.qcow2", "root.qcow2"]
+        drive = stage.world.machines[vm_id("parent")].machine.drives[0]
+        assert drive.path.name == "root-2.qcow2"
+
+    on_stage(test)
+
+
+@pytest.mark.parametrize("point", ["template.delete", "template.discarded"])
+def test_killed_while_a_template_is_deleted_it_still_goes(point: str) -> None:
+    async def test(stage: Stage) -> None:
+        await stage.done(await order(stage))
+        stage.points.die_at, stage.points.died = point, asyncio.Event()
+        await retire(stage)
+        await asyncio.wait_for(stage.points.died.wait(), 60)
+        await stage.stop()
+        await stage.start()
+        await gone(stage)
+        assert await stage.engine.templates() == []
+
+    on_stage(test)
+
+
+def test_the_image_of_a_template_that_is_gone_takes_the_platforms_own_along() -> None:
+    async def test(stage: Stage) -> None:
+        await stage.launch()
+        await stage.phase("running")
+        await until(stage, "ready", "img-1x512m")
+        await stage.done(await stage.ask("delete", force=True))
+        await stage.objects.delete(await stage.objects.get(Image, "image-img"))
+        await gone(stage, "img-1x512m")
+
+    on_stage(test, settings=AUTO)
