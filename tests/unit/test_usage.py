@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import msgspec
+import pytest
 
 from corral.agent.meter import FRESH_S
+from corral.agent.traffic import LONGEST_S, PATIENCE_S
 from corral.cli.top import picture
 from corral.governor.protocol import Plan, Report, VmReport
 from corral.model import Cpu
@@ -89,5 +91,56 @@ def test_top_puts_the_busiest_first_and_a_dash_for_what_is_not_known() -> None:
         assert rows[0] == ["busy", "300", "2.00", "1.50", "1.25", "1.00", "0.50", "-0.25", "512M", "100M", "running"]
         assert rows[1] == ["new", "100", "1.00", "-", "-", "-", "-", "-", "512M", "100M", "running"]
         assert "other programs 0.75" in lines[1]
+
+    on_stage(test)
+
+
+def test_rates_of_drives_are_the_difference_of_two_looks() -> None:
+    async def test(stage: Stage) -> None:
+        await stage.launch("web")
+        await stage.phase("running", "web")
+        (first,) = (await stage.agent.meter.usage()).vms
+        (disk,) = [one for one in first.disks if one.name == "root"]
+        assert (disk.read_rate, disk.iops) == (None, None), "a first look knows no rates"
+        before = disk.read
+        stage.world.work(vm_id("web"), "root", read=8 * MIB, written=2 * MIB, reads=80, writes=20)
+        await asyncio.sleep(2.0)
+        (vm,) = (await stage.agent.meter.usage()).vms
+        (disk,) = [one for one in vm.disks if one.name == "root"]
+        assert (disk.read - before, disk.written) == (8 * MIB, 2 * MIB)
+        assert (disk.read_rate, disk.write_rate, disk.iops) == pytest.approx((4 * MIB, MIB, 50.0))
+        assert [(nic.received, nic.receive_rate) for nic in vm.nics] == [(None, None)], "user-mode cards count nothing"
+        await asyncio.sleep(LONGEST_S + 1)
+        (vm,) = (await stage.agent.meter.usage()).vms
+        assert {one.read_rate for one in vm.disks} == {None}, "an average since long ago says nothing about now"
+
+    on_stage(test)
+
+
+def test_counters_of_another_process_make_no_rate() -> None:
+    async def test(stage: Stage) -> None:
+        await stage.launch("web")
+        await stage.phase("running", "web")
+        stage.world.work(vm_id("web"), "root", read=MIB, reads=1)
+        await stage.agent.meter.usage()
+        await stage.ask("restart", force=True)
+        await stage.until("boots", lambda vm: vm.status.boots == 2 and vm.status.phase == "running")
+        (vm,) = (await stage.agent.meter.usage()).vms
+        assert all(one.read < MIB and one.read_rate is None for one in vm.disks), vm.disks
+
+    on_stage(test)
+
+
+def test_a_silent_qemu_keeps_nobody_waiting() -> None:
+    async def test(stage: Stage) -> None:
+        for name in ("web", "mute"):
+            await stage.launch(name)
+        for name in ("web", "mute"):
+            await stage.phase("running", name)
+        stage.world.hang(vm_id("mute"))
+        began = stage.rt.clock.monotonic()
+        mute, web = (await stage.agent.meter.usage()).vms
+        assert stage.rt.clock.monotonic() - began <= PATIENCE_S + 0.01
+        assert (mute.name, mute.disks, len(web.disks)) == ("mute", (), 2)
 
     on_stage(test)

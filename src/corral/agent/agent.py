@@ -94,7 +94,7 @@ class Agent:
             objects, engine, self.picture, self.registration, joined.governing, rt, self.templates.plans
         )
         self.accounts = Accounts(self.picture, joined.governing, self.events, rt)
-        self.meter = Meter(objects, self.picture, self.registration, joined, self.accounts, rt)
+        self.meter = Meter(objects, self.picture, self.registration, joined, self.accounts, engine, rt)
         self.disk = DiskGrants(engine, self.picture, self.registration, self.events, rt)
         self._supervisor = Supervisor(rt.clock)
 

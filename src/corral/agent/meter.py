@@ -15,6 +15,8 @@ from corral.agent.grants.accounts import Accounts, Sums
 from corral.agent.host import Registration
 from corral.agent.picture import Picture
 from corral.agent.ports import Joined
+from corral.agent.traffic import Traffic, TrafficMeter
+from corral.engine.protocol import Engine
 from corral.governor.protocol import VmReport
 from corral.model import Project, ProjectSpec, Vm
 from corral.model.usage import CpuTotals, CpuUsage, HostUsage, MemoryUsage, ProjectUsage, Usage, VmUsage
@@ -25,15 +27,20 @@ FRESH_S = 0.5
 """Half of the governor's period: looking more often shows nothing new."""
 
 
+RATE_S = 1.0
+"""Between two looks that are made for the sake of rates."""
+
+
 class Meter:
     """One per host."""
 
     def __init__(
         self, objects: Objects, picture: Picture, registration: Registration, joined: Joined, accounts: Accounts,
-        rt: Runtime,
+        engine: Engine, rt: Runtime,
     ) -> None:  # fmt: skip
         self._objects, self._picture, self._registration = objects, picture, registration
         self._joined, self._accounts, self._rt = joined, accounts, rt
+        self._traffic = TrafficMeter(engine, rt)
         self._last: tuple[float, Usage] | None = None
         self._one = asyncio.Lock()
 
@@ -48,9 +55,13 @@ class Meter:
     async def lately(self) -> Usage:
         """:meth:`usage` with the CPU time of VMs over the last quarter of a minute, as far as it is known.
 
-        One second says little about a guest, and nothing about why it is slow.
+        One second says little about a guest, and nothing about why it is slow. Rates of drives need two looks: where
+        nobody has looked before, the answer takes a second.
         """
         usage = await self.usage()
+        if any(disk.read_rate is None for vm in usage.vms for disk in vm.disks):
+            await self._rt.clock.sleep(RATE_S)
+            usage = await self.usage()
         known = [recent for vm in usage.vms if (recent := self._accounts.lately(vm.id)) is not None]
         if not known:
             return usage
@@ -63,12 +74,13 @@ class Meter:
         here = [vm for id in self._picture.alive if (vm := self._picture.vms.get(id)) is not None]
         here = [vm for vm in here if vm.status.host == self._registration.name and vm.status.pid is not None]
         here.sort(key=lambda vm: (vm.meta.project, vm.meta.name))
-        held = await self._joined.held([vm.status.pid for vm in here if vm.status.pid is not None])
+        pids = [vm.status.pid for vm in here if vm.status.pid is not None]
+        held, traffic = await asyncio.gather(self._joined.held(pids), self._traffic.look(here))
         report = self._joined.governing.report()
         said = {one.id: one for one in report.vms} if report else {}
         vms = tuple(
-            _vm(vm, said.get(vm.meta.id), self._accounts.sums(vm.meta.id), used)
-            for vm, used in zip(here, held, strict=True)
+            _vm(vm, said.get(vm.meta.id), self._accounts.sums(vm.meta.id), used, moved)
+            for vm, used, moved in zip(here, held, traffic, strict=True)
         )
         specs = {one.meta.name: one.spec for one in (await self._objects.list(Project)).items} if vms else {}
         facts = self._joined.facts()
@@ -88,7 +100,7 @@ class Meter:
         return Usage(at=self._rt.clock.now(), host=host, vms=vms, projects=projects)
 
 
-def _vm(vm: Vm, said: VmReport | None, sums: Sums | None, held: int | None) -> VmUsage:
+def _vm(vm: Vm, said: VmReport | None, sums: Sums | None, held: int | None, moved: Traffic) -> VmUsage:
     spec = vm.spec.cpu
     cpu = CpuUsage(weight=spec.weight, reserve=spec.reserve, limit=_limit(vm), total=_totals(sums))
     if said is not None:
@@ -99,6 +111,7 @@ def _vm(vm: Vm, said: VmReport | None, sums: Sums | None, held: int | None) -> V
     return VmUsage(
         id=vm.meta.id, name=vm.meta.name, project=vm.meta.project, phase=vm.status.phase,
         accelerator=vm.status.accelerator, cpu=cpu, memory=MemoryUsage(size=vm.spec.memory.size, used=held),
+        disks=moved.disks, nics=moved.nics,
     )  # fmt: skip
 
 
@@ -126,6 +139,11 @@ def _project(name: str, spec: ProjectSpec, vms: list[VmUsage]) -> ProjectUsage:
     project = ProjectUsage(
         name=name, weight=spec.cpu_weight, reserve=spec.cpu_reserve, limit=spec.cpu_limit, vms=len(vms),
         memory_size=sum(vm.memory.size for vm in vms), memory_used=_sum(vm.memory.used for vm in vms),
+        disk_read=_sum(disk.read_rate for vm in vms for disk in vm.disks),
+        disk_write=_sum(disk.write_rate for vm in vms for disk in vm.disks),
+        disk_iops=_sum(disk.iops for vm in vms for disk in vm.disks),
+        receive=_sum(nic.receive_rate for vm in vms for nic in vm.nics),
+        send=_sum(nic.send_rate for vm in vms for nic in vm.nics),
     )  # fmt: skip
     return _summed(project, vms)
 

@@ -52,6 +52,41 @@ class MemoryUsage(Struct, frozen=True, kw_only=True):
     """What its QEMU holds of the host's memory; pages shared with others count in part."""
 
 
+class DiskUsage(Struct, frozen=True, kw_only=True):
+    """What the guest did with one drive: counters since its process began, and rates (a second) between two looks.
+
+    Rates are None at the first look, and when the one before was too long ago to mean now.
+    """
+
+    name: str
+    read: int
+    """Bytes."""
+    written: int
+    """Bytes."""
+    reads: int
+    writes: int
+    flushes: int
+    failed: int
+    read_rate: float | None = None
+    """Bytes a second."""
+    write_rate: float | None = None
+    """Bytes a second."""
+    iops: float | None = None
+    """Reads and writes a second."""
+
+
+class NicUsage(Struct, frozen=True, kw_only=True):
+    """What went through one network card; None where nobody counts (user-mode networking)."""
+
+    name: str
+    received: int | None = None
+    sent: int | None = None
+    receive_rate: float | None = None
+    """Bytes a second."""
+    send_rate: float | None = None
+    """Bytes a second."""
+
+
 class VmUsage(Struct, frozen=True, kw_only=True):
     """One VM that has a process."""
 
@@ -62,6 +97,9 @@ class VmUsage(Struct, frozen=True, kw_only=True):
     accelerator: str = ""
     cpu: CpuUsage
     memory: MemoryUsage
+    disks: tuple[DiskUsage, ...] = ()
+    """Empty while its QEMU does not answer."""
+    nics: tuple[NicUsage, ...] = ()
 
 
 class ProjectUsage(Struct, frozen=True, kw_only=True):
@@ -77,6 +115,15 @@ class ProjectUsage(Struct, frozen=True, kw_only=True):
     used: float | None = None
     memory_size: int = 0
     memory_used: int | None = None
+    disk_read: float | None = None
+    """Bytes a second."""
+    disk_write: float | None = None
+    """Bytes a second."""
+    disk_iops: float | None = None
+    receive: float | None = None
+    """Bytes a second."""
+    send: float | None = None
+    """Bytes a second."""
 
 
 class HostUsage(Struct, frozen=True, kw_only=True):
