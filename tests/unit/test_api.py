@@ -26,7 +26,7 @@ from corral.errors import CODES, Refused, Unavailable
 from corral.guest.protocol import Command, Ended, GuestInfo, Output
 from corral.model import Vm
 from corral.model.usage import HostUsage, Usage
-from corral.runtime import Runtime, SeededRandom
+from corral.runtime import Runtime, SeededRandom, SystemClock
 from corral.store.memory import MemoryStore
 from corral.store.objects import Objects
 
@@ -248,7 +248,7 @@ async def test_too_many_requests_are_told_so_at_once() -> None:
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
 
-    gate = Gate(slow)
+    gate = Gate(slow, SystemClock(), lambda *_: None)
     transport = httpx2.ASGITransport(gate)  # type: ignore[arg-type]
     async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
         waiting = [asyncio.create_task(client.get("/")) for _ in range(1000)]

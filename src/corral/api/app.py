@@ -8,7 +8,7 @@ from litestar import Litestar
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
-from corral.api import hold, kinds, sockets, system, vms, watch
+from corral.api import hold, kinds, metrics, sockets, system, vms, watch
 from corral.api.gate import LOOPBACK, Gate
 from corral.api.live import Live
 from corral.api.problems import handlers
@@ -26,10 +26,11 @@ shown here: `/v1/vms/{ref}/exec` and `/v1/vms/{ref}/console`.\
 
 def build(service: Service, live: Live, about: system.About, *, hosts: Iterable[str] = LOOPBACK) -> Gate:
     """The application in front of a service and a living host. ``about`` gives the fields of ``/v1/version``."""
+    counted = metrics.Metrics()
     app = Litestar(
         route_handlers=[
             *system.routes(service, live, about), watch.route(service), hold.route(service), *vms.routes(service, live),
-            *sockets.routes(service, live), *kinds.routes(service),
+            *sockets.routes(service, live), *kinds.routes(service), metrics.route(service, live, counted),
         ],
         request_class=StrictRequest,
         plugins=[Shapes()],
@@ -42,4 +43,4 @@ def build(service: Service, live: Live, about: system.About, *, hosts: Iterable[
         ),
         logging_config=None,
     )  # fmt: skip
-    return Gate(app, hosts=hosts)  # type: ignore[arg-type]
+    return Gate(app, service.rt.clock, counted.answered, hosts=hosts)  # type: ignore[arg-type]

@@ -6,10 +6,11 @@ Plain ASGI, so that it costs microseconds and sees errors of the framework too.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
 from corral.api.problems import MEDIA, body_of
 from corral.errors import CorralError, Refused, Unavailable
+from corral.runtime import Clock
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -28,11 +29,19 @@ HEADERS = (
 )
 
 
+class Observer(Protocol):
+    """Is told of every answer."""
+
+    def __call__(self, method: str, route: str, code: int, seconds: float) -> None:
+        """``route``: the template of the path, empty for none. ``seconds``: until the answer began."""
+        ...
+
+
 class Gate:
     """Wraps the application. ``hosts``: names that a TCP client may call us by (DNS rebinding would use another)."""
 
-    def __init__(self, app: App, *, hosts: Iterable[str] = LOOPBACK) -> None:
-        self._app = app
+    def __init__(self, app: App, clock: Clock, observer: Observer, *, hosts: Iterable[str] = LOOPBACK) -> None:
+        self._app, self._clock, self._observer = app, clock, observer
         self._hosts = frozenset(hosts)
         self._waiting = 0
         self._streams = 0
@@ -52,12 +61,13 @@ class Gate:
         if refusal is None and (self._waiting >= MAX_WAITING or self._streams >= MAX_STREAMS):
             refusal = Unavailable("the daemon has too much to do", hint="try again in a moment")
         if refusal is not None:
+            self._observer(scope["method"], "", refusal.http_status, 0.0)
             await _refuse(refusal, send)
             return
         await self._serve(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
+        begun, came = False, self._clock.monotonic()
         self._waiting += 1
 
         async def sending(message: MutableMapping[str, Any]) -> None:
@@ -66,6 +76,8 @@ class Gate:
                 begun = True
                 self._waiting -= 1
                 self._streams += 1
+                took = self._clock.monotonic() - came
+                self._observer(scope["method"], scope.get("path_template", ""), message["status"], took)
                 message["headers"] = [*message.get("headers", ()), *HEADERS]
             await send(message)
 
