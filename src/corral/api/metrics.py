@@ -124,7 +124,7 @@ class Metrics:
     """Requests counted, and the text of a scrape."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a second series for each counter, of which nobody makes anything
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, of no use
         self._registry = registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=registry)
         Gauge("corral_build_info", "Version of the daemon; always 1.", ["version"], registry=registry).labels(
