@@ -96,6 +96,9 @@ def test_info_by_name_id_prefix_and_project(web: Platform) -> None:
     text = web.text("info", "web")
     assert "phase:       running" in text
     assert "corral exec web -- sh" in text
+    assert re.search(r"^RESOURCE +SETTING +ENTITLED +GRANTED +USED$", text, re.MULTILINE)
+    assert re.search(r"^cpu +1 CPU, weight 100 +- +- +-$", text, re.MULTILINE)
+    assert re.search(r"^memory +96M +96M ", text, re.MULTILINE)
     assert web.json("vm", "show", "web") == web.json("info", "web")
 
 
@@ -360,6 +363,8 @@ def test_top_shows_who_runs_here(web: Platform) -> None:
     assert seen["busy"]["cpu"]["used"] is None  # a pretended host has no CPU time
     lines = web.text("top", "--once").splitlines()
     assert any(line.split()[:2] == ["busy", "300"] for line in lines)
+    assert web.text("top", "--projects").splitlines()[-1].split()[0] == "default"
+    assert web.text("top", "-o", "name", "--sort", "name").splitlines() == sorted(seen)
     web.run("delete", "busy", "--force")
     end = time.monotonic() + 20
     while "busy" in web.text("top", "-o", "name").splitlines():  # an answer may be half a second old

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import msgspec
 import pytest
 
 from corral.agent.meter import FRESH_S
 from corral.agent.traffic import LONGEST_S, PATIENCE_S
-from corral.cli.top import picture
+from corral.cli.top import WIDTH, View
 from corral.governor.protocol import Plan, Report, VmReport
-from corral.model import Cpu
-from corral.model.usage import Usage
+from corral.model import Cpu, Phase
+from corral.model.usage import CpuUsage, DiskUsage, HostUsage, MemoryUsage, ProjectUsage, Usage, VmUsage
 
 from .stage import MIB, Stage, on_stage, vm_id
 
@@ -86,10 +87,11 @@ def test_top_puts_the_busiest_first_and_a_dash_for_what_is_not_known() -> None:
         await stage.stop()
         stage.governing = OneReport()
         await stage.start()
-        lines = picture(msgspec.to_builtins(await _two(stage))).splitlines()
+        lines = View().picture(msgspec.to_builtins(await _two(stage))).splitlines()
         rows = [line.split() for line in lines[-2:]]
-        assert rows[0] == ["busy", "300", "2.00", "1.50", "1.25", "1.00", "0.50", "-0.25", "512M", "100M", "running"]
-        assert rows[1] == ["new", "100", "1.00", "-", "-", "-", "-", "-", "512M", "100M", "running"]
+        busy = ["busy", "300", "1.50", "1.25", "1.00", "0.50", "-0.25", "512M", "100M", "-", "-", "-", "running"]
+        assert rows[0] == busy
+        assert rows[1] == ["new", "100", *"-----", "512M", "100M", *"---", "running"]
         assert "other programs 0.75" in lines[1]
 
     on_stage(test)
@@ -144,3 +146,52 @@ def test_a_silent_qemu_keeps_nobody_waiting() -> None:
         assert (mute.name, mute.disks, len(web.disks)) == ("mute", (), 2)
 
     on_stage(test)
+
+
+def _usage(*vms: VmUsage, projects: int = 1) -> dict[str, Any]:
+    names = [f"p{number}" for number in range(projects)]
+    found = tuple(
+        ProjectUsage(name=name, weight=100, reserve=0.0, limit=None, vms=1, used=float(number), disk_read=5.0)
+        for number, name in enumerate(names)
+    )  # fmt: skip
+    host = HostUsage(name="here", cores=2, memory=8 << 30, memory_available=4 << 30)
+    return dict(msgspec.to_builtins(Usage(at=1.0, host=host, vms=vms, projects=found)))
+
+
+def _row(name: str, *, used: float = 0.0, held: int = 0, read: float = 0.0) -> VmUsage:
+    disk = DiskUsage(name="root", read=0, written=0, reads=0, writes=0, flushes=0, failed=0, read_rate=read, iops=12.4)
+    return VmUsage(
+        id=name, name=name, project="p0", phase=Phase.UNRESPONSIVE, disks=(disk, disk),
+        cpu=CpuUsage(weight=10000, reserve=0.0, limit=1.0, used=used, entitled=10.25, granted=10.25, wait=10.25, credit=-1.0),
+        memory=MemoryUsage(size=1023 * MIB, used=held),
+    )  # fmt: skip
+
+
+def test_top_sorts_by_what_is_asked() -> None:
+    usage = _usage(
+        _row("c", used=3.0, held=1, read=2.0), _row("b", used=1.0, held=3, read=1.0), _row("a", held=2, read=3.0)
+    )
+    order = {
+        sort: "".join(vm["name"] for vm in View(sort).sorted_vms(usage)) for sort in ("cpu", "memory", "disk", "name")
+    }
+    assert order == {"cpu": "cba", "memory": "bac", "disk": "acb", "name": "abc"}
+
+
+def test_top_adds_up_drives_and_keeps_its_lines_short_by_cutting_names() -> None:
+    usage = _usage(_row("n" * 63, used=1.0, read=1023 * 1000.0))
+    lines = View().picture(usage).splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    assert lines[-1].split()[0].endswith("…")
+    assert {"1.95M", "25"} <= set(lines[-1].split())
+    wide = View(wide=True).picture(usage).splitlines()
+    assert wide[-1].split()[0] == "n" * 63
+    assert {"RESERVE", "HELD", "SAVED", "RECEIVE", "SEND", "ACCEL"} <= set(wide[-2].split())
+
+
+def test_top_shows_projects_alone_or_beside_their_vms() -> None:
+    usage = _usage(_row("web"), projects=2)
+    alone = View(projects=True).picture(usage)
+    assert [line.split()[0] for line in alone.splitlines()[2:]] == ["PROJECT", "p1", "p0"]
+    assert "p0/web" in View().picture(usage)
+    assert "PROJECT" in View().picture(usage)
+    assert "PROJECT" not in View().picture(_usage(_row("web")))

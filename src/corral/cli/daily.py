@@ -29,14 +29,26 @@ def list_vms(session: Session, all_projects: bool, label: tuple[str, ...], phase
 @click.argument("name")
 @click.pass_obj
 def info(session: Session, name: str) -> None:
-    """Everything about one VM; `-o wide` shows every field."""
+    """Everything about one VM, and what it has of each resource now; `-o wide` shows every field of its record.
+
+    \b
+    corral info web
+    corral info web -o json
+    """
     show_vm(session, session.get("vm", name))
 
 
 def show_vm(session: Session, vm: Object) -> None:
     from corral.cli.describe import every_field, vm_summary
 
-    print_one(vm, session.output, every_field(vm) if session.output == "wide" else vm_summary(vm))
+    if session.output != "table":
+        print_one(vm, session.output, every_field(vm))
+        return
+    measured = None
+    if vm["status"].get("pid") is not None:
+        rows = session.client.usage()["vms"]
+        measured = next((row for row in rows if row["id"] == vm["meta"]["id"]), None)
+    print(vm_summary(vm, measured))
 
 
 @click.command("logs", cls=Command)

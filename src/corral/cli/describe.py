@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from corral.cli.failures import clean
 from corral.cli.output import Object, outline, shown
+from corral.cli.resources import resources
 from corral.model.kinds import KINDS
 from corral.units import format_duration, format_size
 
@@ -27,8 +28,8 @@ def every_field(item: Object) -> str:
     return outline(item, forms)
 
 
-def vm_summary(vm: Object) -> str:
-    """A VM in a few lines: what it is, how it is, how to get in."""
+def vm_summary(vm: Object, measured: Object | None = None) -> str:
+    """A VM in a few lines: what it is, how it is, how to get in; ``measured``: its row of the usage."""
     meta, spec, status = vm["meta"], vm["spec"], vm["status"]
     rows = [
         ("name", meta["name"]),
@@ -53,6 +54,8 @@ def vm_summary(vm: Object) -> str:
         ("created", shown(meta["created"], "time")),
     ]
     lines = [f"{title + ':':13}{clean(text)}" for title, text in rows if text]
+    if measured is not None:
+        lines += ["", *resources(vm, measured)]
     return "\n".join(lines + (["", *ways_in(vm)] if status["phase"] == "running" else []))
 
 

@@ -39,7 +39,7 @@ vm.add_command(set_vm)
 @click.argument("name")
 @click.pass_obj
 def show(session: Session, name: str) -> None:
-    """Everything about one VM, as `corral info`."""
+    """Everything about one VM, and what it has of each resource now, as `corral info`."""
     from corral.cli.daily import show_vm
 
     show_vm(session, session.get("vm", name))
