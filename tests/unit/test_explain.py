@@ -88,6 +88,13 @@ def test_its_own_limit() -> None:
     )
 
 
+def test_who_has_all_that_its_limit_allows_is_not_held_back_by_others() -> None:
+    one = row(limit=0.2, entitled=0.2, used=0.2, wanted=1.0, wait=0.8, throttled=0.3)
+    assert codes(explain(vm(limit=0.2), usage(one, row("db", **RIVAL), foreign=1.0))) == ["cpu-limit"]
+    less = row(limit=0.5, entitled=0.3, used=0.3, wanted=1.0, wait=0.7)
+    assert codes(explain(vm(limit=0.5), usage(less, row("db", **RIVAL)))) == ["cpu-weight"]
+
+
 def test_the_limit_of_its_project() -> None:
     one = row(used=0.3, entitled=0.3, wanted=1.0, wait=0.7, throttled=0.69)
     found = explain(vm(), usage(one, projects=(project(limit=0.3, used=0.3),)))
@@ -143,6 +150,9 @@ def test_other_programs_of_the_host() -> None:
     assert codes(found) == ["foreign-load"]
     assert "other programs of here use 1.40 of its 2 cores" in found[0].message
     assert codes(explain(vm(), usage(row(), foreign=1.4))) == ["satisfied"], "it misses nothing"
+    little, much = row("db", **RIVAL | {"used": 0.2}), row("db", **RIVAL)
+    assert codes(explain(vm(), usage(row(**HUNGRY), little, foreign=1.3))) == ["foreign-load", "cpu-weight"]
+    assert codes(explain(vm(), usage(row(**HUNGRY), much, foreign=0.5))) == ["cpu-weight", "foreign-load"]
 
 
 def test_shares_that_nobody_enforces() -> None:

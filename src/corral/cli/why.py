@@ -46,7 +46,7 @@ def in_words(body: Object, *, hosts: bool) -> str:
         if finding["hint"]:
             lines.append(f"          hint: {clean(finding['hint'])}")
     if body["events"]:
-        rows = [[shown(e["at"], "time"), clean(e["reason"]), clean(e["message"])] for e in body["events"]]
+        rows = [[shown(e["at"], "time"), clean(e["reason"]), clean(e["message"]) or "-"] for e in body["events"]]
         lines += ["", *table(["LAST EVENTS", "REASON", "MESSAGE"], rows).splitlines()]
     if hosts:
         rows = [[clean(h["host"]), "yes" if h["fits"] else "no", clean(h["reason"]) or "-"] for h in body["hosts"]]

@@ -73,8 +73,15 @@ class Case(NamedTuple):
         return 0.0 if cpu is None else max(0.0, (cpu.wait or 0.0) - (cpu.throttled or 0.0))
 
     @property
+    def capped(self) -> bool:
+        """It has all that its own limit allows: nobody else takes anything from it, however long its threads wait."""
+        limit, cpu = self.vm.spec.cpu.limit, self.cpu
+        return limit is not None and cpu is not None and (cpu.used or 0.0) >= MISSED * limit
+
+    @property
     def hungry(self) -> bool:
-        return self.waits >= TRIFLE
+        """It waits for what others have."""
+        return self.waits >= TRIFLE and not self.capped
 
 
 def explain(vm: Vm, usage: Usage) -> tuple[Finding, ...]:
@@ -166,6 +173,15 @@ def _count(case: Case) -> Iterator[Finding]:
     yield _limits("cpu-count", text, hint)
 
 
+def _rivals(case: Case) -> Iterator[Finding]:
+    """Who has what it waits for: VMs, or programs of the host; who has more is told first."""
+    found = [list(_neighbours(case)), list(_foreign(case))]
+    others = sum(one.cpu.used or 0.0 for one in case.usage.vms if one.id != case.vm.meta.id)
+    if (case.usage.host.foreign or 0.0) > others:
+        found.reverse()
+    yield from found[0] + found[1]
+
+
 def _neighbours(case: Case) -> Iterator[Finding]:
     """Others who have what this one waits for: by weight, in its project and in others, and by reservation."""
     cpu = case.cpu
@@ -240,7 +256,7 @@ def _unmeasured(case: Case) -> Iterator[Finding]:
 
 
 RULES: tuple[Callable[[Case], Iterable[Finding]], ...] = (
-    _state, _failures, _own_limit, _project_limit, _count, _neighbours, _foreign, _missed, _emulated, _host_memory,
+    _state, _failures, _own_limit, _project_limit, _count, _rivals, _missed, _emulated, _host_memory,
     _unmeasured,
 )  # fmt: skip
 """In the order in which their findings are told, among those of one effect."""
