@@ -60,6 +60,7 @@ def test_each_version_writes_its_own_words(
     assert file["cap"].read_text() == lifted
     groups.memory_limit(ID, 1 << 30)
     assert file["memory"].read_text() == str(1 << 30)
+    assert (groups.shares, groups.limits_memory) == (True, True)
     assert groups.inventory() == [ID]
 
 
@@ -97,7 +98,7 @@ def test_a_hierarchy_that_cannot_be_written_is_not_chosen(tmp_path: Path) -> Non
 def test_without_a_cpu_controller_it_says_so(tmp_path: Path) -> None:
     (tmp_path / "mounts").write_text("proc /proc proc rw 0 0\n")
     chosen = choose(tmp_path, tmp_path / "mounts")
-    assert not chosen.shares
+    assert (chosen.shares, chosen.limits_memory) == (False, False)
     assert "no control groups" in chosen.describe()
 
 

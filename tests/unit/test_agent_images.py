@@ -11,11 +11,13 @@ import msgspec
 import pytest
 
 from corral.agent.doctor import examine
+from corral.agent.enforcement import enforcement
 from corral.agent.live import AgentLive
 from corral.controllers.collect import Collector
 from corral.engine.protocol import Capabilities, Probe
 from corral.errors import NotFound, Refused, Unavailable
 from corral.guest.protocol import Command, Ended, Output
+from corral.host.cgroup.v1 import GroupsV1
 from corral.model import (
     Event,
     EventSpec,
@@ -250,6 +252,28 @@ def test_the_doctor_says_what_is_wrong_and_what_to_do() -> None:
     low = {c["name"]: c for c in examine(FakeFacts(disk_free=1 << 20), None, Path("/x"), problem="no QEMU")}
     assert low["disk"]["ok"] is False
     assert low["qemu"] == {"name": "qemu", "ok": False, "message": "no QEMU", "hint": low["qemu"]["hint"]}
+
+
+def test_the_doctor_and_the_host_say_how_limits_hold_and_what_is_missing() -> None:
+    async def test(stage: Stage) -> None:
+        (host,) = (await stage.objects.list(Host)).items
+        assert set(host.status.limits) == {"cpu", "memory", "disk", "nic"}
+        assert "no control groups" in host.status.limits["cpu"]
+        assert "neither limit" in host.status.limits["nic"]
+        checks = {c["name"]: c for c in await AgentLive(stage.agent, Path("/")).doctor()}
+        assert (checks["cpu limits"]["ok"], checks["cpu limits"]["message"]) == ("warn", host.status.limits["cpu"])
+        assert (checks["disk limits"]["ok"], checks["disk limits"]["message"]) == (True, host.status.limits["disk"])
+
+    on_stage(test)
+
+
+def test_without_a_memory_controller_that_is_said(tmp_path: Path) -> None:
+    for name in ("cpu", "cpuacct"):
+        (tmp_path / name).mkdir()
+    groups = GroupsV1({name: tmp_path / name for name in ("cpu", "cpuacct")}, "c", 2)
+    found = {one.resource: one for one in enforcement(groups)}
+    assert (found["cpu"].whole, found["memory"].whole) == (True, False)
+    assert "no memory controller" in found["memory"].how
 
 
 def test_the_collector_bounds_events_and_tasks_and_ends_what_nobody_ends() -> None:

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from corral.cli.why import in_words
-from corral.model import Cpu, Meta, Phase, Vm, VmSpec, VmStatus
-from corral.model.usage import CpuUsage, HostUsage, MemoryUsage, ProjectUsage, Usage, VmUsage
+from corral.model import Cpu, Disk, Meta, Phase, Vm, VmSpec, VmStatus
+from corral.model.usage import CpuUsage, DiskUsage, HostUsage, MemoryUsage, ProjectUsage, Usage, VmUsage
 from corral.scheduler.explain import Effect, Finding, explain, summary
 
 MIB = 1 << 20
@@ -169,6 +169,32 @@ def test_emulated_cpus_slow_everything_and_are_told_last() -> None:
     found = explain(vm(limit=0.2), usage(row(accelerator="tcg", limit=0.2, used=0.2, throttled=0.5, wait=0.5)))
     assert [(one.code, one.effect) for one in found] == [("cpu-limit", "limits"), ("emulated", "slows")]
     assert codes(explain(vm(), usage(row(accelerator="tcg", used=0.01)))) == ["emulated", "idle"]
+
+
+def drive(**fields: Any) -> DiskUsage:
+    return DiskUsage(name="root", read=0, written=0, reads=0, writes=0, flushes=0, **{"failed": 0, **fields})
+
+
+def test_limits_of_its_disk() -> None:
+    def why(limits: Disk, **rates: float) -> list[str]:
+        web = vm()
+        web = msgspec.structs.replace(web, spec=msgspec.structs.replace(web.spec, disk=limits))
+        return codes(explain(web, usage(msgspec.structs.replace(row(), disks=(drive(**rates),)))))
+
+    busy = {"iops": 480.0, "read_rate": 6.0 * MIB, "write_rate": 3.5 * MIB}
+    assert why(Disk(iops=500), **busy) == ["disk-iops"]
+    assert why(Disk(bandwidth=10 * MIB), **busy) == ["disk-bandwidth"]
+    assert why(Disk(iops=1000, bandwidth=20 * MIB), **busy) == ["satisfied"]
+    assert why(Disk(), **busy) == ["satisfied"]
+    assert why(Disk(iops=500)) == ["satisfied"], "a first look knows no rates"
+    assert why(Disk(iops=100, iops_burst=1000), **busy) == ["satisfied"], "it spends credit"
+    assert why(Disk(iops=100, iops_burst=500), **busy) == ["disk-iops"]
+
+
+def test_requests_that_failed() -> None:
+    found = explain(vm(), usage(msgspec.structs.replace(row(), disks=(drive(failed=7),))))
+    assert codes(found) == ["disk-failing", "satisfied"]
+    assert "7 of the requests" in found[0].message
 
 
 def test_a_host_without_memory() -> None:

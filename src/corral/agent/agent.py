@@ -11,6 +11,7 @@ from contextlib import aclosing, suppress
 
 import structlog
 
+from corral.agent.enforcement import enforcement
 from corral.agent.events import EventLog
 from corral.agent.gate import Entrance
 from corral.agent.grants.accounts import Accounts
@@ -61,7 +62,10 @@ class Agent:
         self.book = TaskBook(objects, rt, joined.consoles.tail)
         self.guests = Guests(engine, joined.connect_guest, rt, self.settings, self._poke)
         self.records = VmRecords(objects, self.picture, self.events)
-        self.registration = Registration(objects, engine, joined.facts, rt, self.settings, host_name, host_id)
+        limits = {one.resource: one.how for one in enforcement(joined.groups)}
+        self.registration = Registration(
+            objects, engine, joined.facts, rt, self.settings, host_name, host_id, limits=limits
+        )
         self.images = ImageJobs(
             objects, joined.images, rt, self.settings,
             book=self.book, events=self.events, picture=self.picture, registration=self.registration,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from corral.agent.enforcement import Enforced
 from corral.agent.ports import Facts
 from corral.engine.protocol import Capabilities
 from corral.scheduler.place import amount
@@ -24,12 +25,14 @@ def check(name: str, ok: bool | str, message: str, hint: str = "") -> Check:
 
 def examine(
     facts: Facts, capabilities: Capabilities | None, state: Path, *, problem: str = "",
-    which: Which = shutil.which, root: Path = Path("/"),
+    enforced: Sequence[Enforced] = (), which: Which = shutil.which, root: Path = Path("/"),
 ) -> list[Check]:  # fmt: skip
-    """All checks. ``problem``: why there are no capabilities. ``root``: where /dev and /sys are looked for (tests)."""
+    """All checks. ``problem``: why there are no capabilities. ``enforced``: how what VMs are given holds here.
+    ``root``: where /dev and /sys are looked for (tests)."""
     checks = [_engine(capabilities, problem)]
     checks += list(_accelerators(capabilities, root))
     checks += [_privileges(facts, capabilities), _memory(facts), _disk(facts, state), _network(root), _cgroups(root)]
+    checks += [check(f"{one.resource} limits", True if one.whole else "warn", one.how) for one in enforced]
     checks += list(_programs(which))
     return checks
 

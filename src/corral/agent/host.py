@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 import structlog
 
@@ -25,8 +27,10 @@ class Registration:
     """Keeps one Host record. ``name`` is what VMs are placed by, ``id`` who the host is, for ever."""
 
     def __init__(
-        self, objects: Objects, engine: Engine, facts: ReadFacts, rt: Runtime, settings: Settings, name: str, id: str
-    ) -> None:
+        self, objects: Objects, engine: Engine, facts: ReadFacts, rt: Runtime, settings: Settings, name: str, id: str,
+        *, limits: Mapping[str, str],
+    ) -> None:  # fmt: skip
+        self._limits = dict(limits)
         self._objects, self._engine, self._facts, self._rt = objects, engine, facts, rt
         self._settings, self.name, self._id = settings, name, id
         self._capabilities: Capabilities | None = None
@@ -94,5 +98,6 @@ class Registration:
             phase="ready", arch=facts.arch, cpus=facts.cpus, memory=facts.memory,
             memory_reserved=self.reserved(facts), overhead=self.overhead, disk_free=facts.disk_free,
             kernel=facts.kernel, os=facts.os, accelerator=able.accelerator, accelerators=accelerators,
-            engine=able.engine, privileged=facts.privileged, boot_id=facts.boot_id, seen_at=self._rt.clock.now(),
+            engine=able.engine, privileged=facts.privileged, limits=self._limits, boot_id=facts.boot_id,
+            seen_at=self._rt.clock.now(),
         )  # fmt: skip

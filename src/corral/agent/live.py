@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from corral.agent.agent import Agent
 from corral.agent.doctor import examine
+from corral.agent.enforcement import enforcement
 from corral.errors import CorralError, NotFound, Refused
 from corral.guest.protocol import Command, GuestInfo, Process
 from corral.model import Phase, Vm
@@ -100,4 +101,5 @@ class AgentLive:
             capabilities = await self._agent.engine.probe()
         except CorralError as error:
             problem = error.message
-        return examine(self._agent.joined.facts(), capabilities, self._state, problem=problem)
+        enforced = enforcement(self._agent.joined.groups)
+        return examine(self._agent.joined.facts(), capabilities, self._state, problem=problem, enforced=enforced)

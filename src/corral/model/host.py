@@ -45,6 +45,8 @@ class HostStatus(Struct, frozen=True, kw_only=True):
     engine: str = ""
     """Hypervisor and version, like ``QEMU 7.2.22``."""
     privileged: bool = False
+    limits: dict[str, str] = {}
+    """Resource → how what VMs are given of it is enforced here, and what is missing, in words."""
     boot_id: str = ""
     seen_at: float = 0.0
 

@@ -18,6 +18,10 @@ from corral.units import format_size
 
 TRIFLE = 0.05
 """Cores. Waiting or foreign load below this is everyday life."""
+ROOT = "root"
+"""The drive that the limits of a VM's record are about."""
+REACHED = 0.9
+"""The same of a drive's limits, which are met in bursts of some requests."""
 NEAR = 0.95
 """A limit is reached by whoever uses this part of it: caps and throttles are met from below."""
 MISSED = 0.9
@@ -241,6 +245,34 @@ def _emulated(case: Case) -> Iterator[Finding]:
         yield Finding(code="emulated", effect=Effect.SLOWS, message=text, hint="corral doctor says why KVM is not used")
 
 
+def _disks(case: Case) -> Iterator[Finding]:
+    """Its disk's own limits, reached; and drives whose host cannot do what they ask."""
+    name, limits = case.vm.meta.name, case.vm.spec.disk
+    for disk in case.row.disks if case.row else ():
+        if disk.failed:
+            text = f"the host could not do {disk.failed} of the requests to its disk {disk.name}"
+            yield Finding(
+                code="disk-failing", effect=Effect.SLOWS, message=text, hint="corral event list; is the disk full?"
+            )
+        if disk.name != ROOT:
+            continue
+        moved = None if disk.read_rate is None else disk.read_rate + (disk.write_rate or 0.0)
+        if _reached(disk.iops, limits.iops, limits.iops_burst):
+            text = f"its disk's limit of {limits.iops} requests a second is reached: it made {disk.iops:.0f}"
+            yield _limits("disk-iops", text, f"corral vm set {name} disk.root.iops=none")
+        if _reached(moved, limits.bandwidth, limits.bandwidth_burst):
+            limit, used = format_size(limits.bandwidth or 0), format_size(round(moved or 0))
+            text = f"its disk's limit of {limit} a second is reached: it moved {used}"
+            yield _limits("disk-bandwidth", text, f"corral vm set {name} disk.root.bandwidth=none")
+
+
+def _reached(rate: float | None, limit: int | None, burst: int | None) -> bool:
+    """Near the limit; or, where it is well above because it spends credit, near that of bursts."""
+    if rate is None or limit is None:
+        return False
+    return rate >= REACHED * (burst if burst is not None and rate > limit * (2.0 - REACHED) else limit)
+
+
 def _host_memory(case: Case) -> Iterator[Finding]:
     host = case.usage.host
     if 0 <= host.memory_available < FULL * host.memory:
@@ -256,7 +288,7 @@ def _unmeasured(case: Case) -> Iterator[Finding]:
 
 
 RULES: tuple[Callable[[Case], Iterable[Finding]], ...] = (
-    _state, _failures, _own_limit, _project_limit, _count, _rivals, _missed, _emulated, _host_memory,
+    _state, _failures, _own_limit, _project_limit, _count, _rivals, _missed, _disks, _emulated, _host_memory,
     _unmeasured,
 )  # fmt: skip
 """In the order in which their findings are told, among those of one effect."""

@@ -9,6 +9,7 @@ class NoGroups:
     """``why``: what is missing, in a sentence."""
 
     shares = False
+    limits_memory = False
 
     def __init__(self, why: str) -> None:
         self._why = why

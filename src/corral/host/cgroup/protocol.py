@@ -18,6 +18,11 @@ class Groups(Protocol):
         """CPU weights can be set."""
         ...
 
+    @property
+    def limits_memory(self) -> bool:
+        """A limit of what a VM's processes take can be set."""
+        ...
+
     def describe(self) -> str:
         """In a sentence for people: what works; what is missing, and why."""
         ...

@@ -25,6 +25,10 @@ class GroupsV1:
         self._cpu, self._account = self._parents["cpu"], self._parents["cpuacct"]
         self._memory = self._parents.get("memory")
 
+    @property
+    def limits_memory(self) -> bool:
+        return self._memory is not None
+
     def describe(self) -> str:
         missing = "" if self._memory else "; no memory controller: no limit beyond what guests are given"
         return f"cgroup v1 in {self._cpu}{missing}"

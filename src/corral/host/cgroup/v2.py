@@ -23,6 +23,10 @@ class GroupsV2:
         self._cpus = cpus
         self._root, self._parent, self._controllers = root, root / name, controllers
 
+    @property
+    def limits_memory(self) -> bool:
+        return "memory" in self._controllers
+
     def describe(self) -> str:
         missing = (
             "" if "memory" in self._controllers else "; no memory controller: no limit beyond what guests are given"
