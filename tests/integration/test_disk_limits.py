@@ -36,10 +36,11 @@ class Limited:
     async def limit(self, limits: Limits) -> None:
         await self.engine.throttle(self.id, "root", limits)
 
-    async def seconds(self, count: int, block: int, *, write: bool = False) -> float:
-        """What ``count`` direct reads or writes of ``block`` bytes take, one after the other."""
+    async def seconds(self, count: int, block: int, *, write: bool = False, at_once: int = 1) -> float:
+        """What ``count`` direct reads or writes of ``block`` bytes take, one after the other, by ``at_once`` programs."""
         ends = "if=/dev/zero of=/dev/vda oflag=direct" if write else "if=/dev/vda of=/dev/null iflag=direct"
-        work = BETWEEN.format(work=f"dd {ends} bs={block} count={count} 2>/dev/null")
+        each = f"dd {ends} bs={block} count={count} 2>/dev/null"
+        work = BETWEEN.format(work=each if at_once == 1 else f"{each} & " * at_once + "wait")
         async with asyncio.timeout(60):
             status, out, errors = await run(self.guest, "sh", "-c", work)
         assert status == 0, errors
@@ -54,7 +55,7 @@ class Limited:
 
 
 @asynccontextmanager
-async def machine(limits: Limits) -> AsyncIterator[Limited]:
+async def machine(limits: Limits, size: int = 64 * MIB) -> AsyncIterator[Limited]:
     root, rt = Path(tempfile.mkdtemp(prefix="corral-", dir="/tmp")), Runtime()
     root.chmod(0o711)
     images = ImageStore(root / "images", cache(), rt, converter=QemuImg(), agent_binaries=DIRECTORY)
@@ -66,7 +67,7 @@ async def machine(limits: Limits) -> AsyncIterator[Limited]:
         directory = root / "vms" / id
         directory.mkdir(parents=True, mode=0o711)
         with (directory / "root.raw").open("wb") as file:
-            file.truncate(64 * MIB)
+            file.truncate(size)
         kernel = KernelBoot(kernel=micro.kernel, initrd=micro.initrd, cmdline=micro.cmdline)
         drive = Drive(name="root", path=directory / "root.raw", format="raw", limits=limits)
         await engine.create(Machine(id=id, name="slow", memory=128 * MIB, kernel=kernel, drives=(drive,)))

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
+from hypothesis import given as of
+from hypothesis import strategies as st
+
+from corral.agent.grants.disk import toward
 from corral.engine.protocol import Limits
+from corral.engine.qemu.throttle import limit_problems
 from corral.errors import CorralError
 from corral.model import Disk, Event, Power
+from corral.scheduler.ramp import DISK_STEPS
 from tests.unit.stage import Stage, on_stage, vm_id
 
 
@@ -27,6 +33,43 @@ def test_limits_are_there_from_the_start_and_change_within_seconds() -> None:
         assert given(stage) == Limits()
 
     on_stage(test)
+
+
+def test_a_raised_limit_is_reached_in_steps() -> None:
+    async def test(stage: Stage) -> None:
+        await stage.launch(disk=Disk(iops=100))
+        await stage.phase("running")
+        await asyncio.sleep(2)
+        await stage.ask("set", disk=Disk(iops=1000))
+        seen = []
+        for _ in range(60):
+            await asyncio.sleep(0.1)
+            seen.append(given(stage).iops)
+        assert list(dict.fromkeys(seen)) == [100, 350, 600, 850, 1000]
+
+    on_stage(test)
+
+
+def limits() -> st.SearchStrategy[Limits]:
+    """What may be set: bursts are no less than what they go beyond."""
+    pair = st.tuples(st.integers(0, 10**6), st.integers(0, 10**6), st.booleans()).map(
+        lambda t: (t[0], t[0] + t[1] if t[0] and t[2] else 0)
+    )
+    return st.tuples(pair, pair, st.integers(2, 100)).map(
+        lambda t: Limits(iops=t[0][0], iops_burst=t[0][1], bandwidth=t[1][0], bandwidth_burst=t[1][1], burst_s=t[2])
+    )
+
+
+@of(limits() | st.none(), limits())
+def test_each_step_is_possible_and_a_few_lead_to_what_is_wanted(now: Limits | None, wanted: Limits) -> None:
+    before = now
+    for _ in range(DISK_STEPS):
+        now = toward(now, wanted)
+        assert list(limit_problems(now)) == []
+        assert now.iops <= wanted.iops or not wanted.iops, "never more than is wanted"
+        if before is not None and before.iops >= wanted.iops > 0:
+            assert now.iops == wanted.iops, "a cut is immediate"
+    assert now == wanted
 
 
 def test_what_changed_while_no_daemon_ran_holds_when_it_is_back() -> None:

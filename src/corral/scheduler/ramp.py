@@ -14,6 +14,9 @@ CPU_STEPS = 4
 MEMORY_STEPS = 8
 """M for memory: a balloon moves an eighth of the guest's memory at a time."""
 
+DISK_STEPS = 4
+"""O for a disk's limits, one step a second."""
+
 
 def ramp(now: Any, target: Any, whole: Any, steps: int, *, paced: bool = False) -> Any:
     """The next grant after ``now``, at most ``whole / steps`` nearer to ``target``.

@@ -1,5 +1,5 @@
 """Limits of running VMs' disks, as their records say. Every second what is wanted is compared with what this process
-of the VM was last given.
+of the VM was last given, and what differs is set: a cut at once, growth in steps.
 
 After a start of the daemon nothing is known of what was given before, so each disk is set once. Every VM is waited for
 on its own: a hypervisor that is silent delays no other.
@@ -8,6 +8,7 @@ on its own: a hypervisor that is silent delays no other.
 from __future__ import annotations
 
 import asyncio
+import math
 
 from corral.agent.events import EventLog
 from corral.agent.host import Registration
@@ -17,6 +18,7 @@ from corral.engine.protocol import Engine, Limits
 from corral.errors import CorralError, NotFound, Refused, Unavailable
 from corral.model import Phase, Vm
 from corral.runtime import Runtime
+from corral.scheduler.ramp import DISK_STEPS, ramp
 
 EVERY_S = 1.0
 WITH_DISKS = (Phase.STARTING, Phase.RUNNING, Phase.PAUSED, Phase.STOPPING)
@@ -65,16 +67,36 @@ class DiskGrants:
         ]
 
     async def _give(self, vm: Vm, key: Key) -> None:
-        limits = limits_of(vm.spec.disk)
+        wanted = limits_of(vm.spec.disk)
+        limits = toward(self._given.get(key), wanted)
         try:
             await self._engine.throttle(vm.meta.id, ROOT, limits)
             self._given[key] = limits
         except NotFound:
-            self._given[key] = limits  # it runs from memory alone and has no disk
+            self._given[key] = wanted  # it runs from memory alone and has no disk
         except (Refused, Unavailable):
             return  # it has just ended, or does not answer: the next look finds it so, or tries again
         except CorralError as error:
-            self._refused[key] = limits  # until they change, trying again would only say it again
+            self._refused[key] = wanted  # until they change, trying again would only say it again
             self._events.emit(vm, "DiskLimitsRefused", error.message, "warning")
         finally:
             self._busy.discard(key)
+
+
+def toward(given: Limits | None, wanted: Limits) -> Limits:
+    """The next limits on the way to ``wanted``.
+
+    What was given may be unknown (None): then all of it. No limit has no parts, so from there and to there it is one
+    step.
+    """
+    if given is None:
+        return wanted
+    return Limits(
+        iops=_next(given.iops, wanted.iops), iops_burst=_next(given.iops_burst or given.iops, wanted.iops_burst),
+        bandwidth=_next(given.bandwidth, wanted.bandwidth),
+        bandwidth_burst=_next(given.bandwidth_burst or given.bandwidth, wanted.bandwidth_burst), burst_s=wanted.burst_s,
+    )  # fmt: skip
+
+
+def _next(given: int, wanted: int) -> int:
+    return math.ceil(ramp(given, wanted, wanted, DISK_STEPS)) if given and wanted else wanted

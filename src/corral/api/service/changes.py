@@ -109,7 +109,7 @@ class Changing(Templating):
         """Merge labels and spec into an object (body: :class:`~corral.api.bodies.Change`, RFC 7386).
 
         ``revision``: only if the object still has it (``stale``). What a running VM's new spec changes takes effect at
-        its next boot. Raises Invalid, NotFound, Refused.
+        once or at its next boot (:mod:`corral.model.effect`). Raises Invalid, NotFound, Refused.
         """
         assert kind in PATCHABLE, kind
         body = accept(Change, tree, "", lambda _: iter(()))
