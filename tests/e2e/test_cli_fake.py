@@ -343,6 +343,10 @@ def test_limits_of_a_disk_are_set_by_path_and_a_dry_run_says_what_is_impossible(
     assert "impossible: a disk never shrinks" in lines["disk.root.size"]
     assert "impossible: user-mode networking cannot limit a card's rate" in lines["nic.0.rate"]
     assert lines["disk.root.iops"].split() == ["disk.root.iops", "500", "none", "at", "once"]
+    web.run("vm", "set", "slow", "disk.root.iops_burst=600")
+    beyond = web.run("vm", "set", "slow", "disk.root.iops=700", "--dry-run", check=False)
+    assert (beyond.returncode, beyond.stdout, b"iops_burst" in beyond.stderr) == (4, b"", True)
+    web.run("vm", "set", "slow", "disk.root.iops_burst=none")
     refused = web.run("vm", "set", "slow", "nic.0.rate=1M", check=False)
     assert (refused.returncode, b"nics[0].rate" in refused.stderr) == (4, True)
     assert web.run("vm", "set", "slow", "nic.3.rate=1M", check=False).returncode == 2

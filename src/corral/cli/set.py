@@ -12,7 +12,7 @@ from corral.cli.failures import clean
 from corral.cli.launch import assign
 from corral.cli.output import Object, print_json, table
 from corral.cli.session import Session
-from corral.errors import CODES, Invalid
+from corral.errors import Invalid
 from corral.model.effect import Changed, effects
 from corral.model.patch import keys, merge, public
 
@@ -39,18 +39,19 @@ def set_vm(session: Session, name: str, changes: tuple[str, ...], dry_run: bool)
     corral vm set web cpu.limit=none memory.size=1G --dry-run
     """
     before = session.get("vm", name)
-    refused: dict[str, str] = {}
+    runs = before["status"]["phase"] not in OFF
     try:
         after = change(session, "vm", before, changes, dry_run=dry_run)
     except Invalid as error:
-        if not dry_run:
-            raise
         after = {**before, "spec": merge(before["spec"], assigned(before, changes))}
         refused = {public(problem.field): problem.message for problem in error.problems}
-    runs = before["status"]["phase"] not in OFF
-    found = effects(before["spec"], after["spec"], runs=runs, refused=refused)
-    show(session, after, found, dry_run=dry_run)
-    return CODES["invalid"].exit if refused else 0
+        found = effects(before["spec"], after["spec"], runs=runs, refused=refused)
+        if not dry_run or not refused.keys() <= {one.field for one in found}:
+            raise  # what is wrong is no field of theirs: a burst that the new limit goes beyond
+        show(session, after, found, dry_run=True)
+        return error.exit_status
+    show(session, after, effects(before["spec"], after["spec"], runs=runs), dry_run=dry_run)
+    return 0
 
 
 @click.command("set", cls=Command)
