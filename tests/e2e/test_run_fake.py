@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -222,3 +223,85 @@ def test_a_sandbox_outlives_a_restart_of_the_daemon(fresh: Platform, monkeypatch
         assert fresh.json("list")[0]["meta"]["id"] == vm.id
         assert fresh.json("list")[0]["meta"].get("deleted") is None
     nothing_left(fresh)
+
+
+def lines(platform: Platform, *words: str, status: int = 0) -> list[dict[str, Any]]:
+    done = platform.run("run", "-o", "json", *words, check=False, timeout=170)
+    assert done.returncode == status, done.stderr.decode()
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_each_line_has_a_run_and_results_keep_the_order(here: Platform, tmp_path: Path) -> None:
+    file = tmp_path / "words"
+    file.write_text("\n".join(["one", "", "two words", "{}", "three"]) + "\n")
+    found = lines(here, "--each", str(file), "-j", "3", "micro", "--", "echo", "<{}>")
+    assert [row["line"] for row in found] == ["one", "two words", "{}", "three"]
+    assert [row["stdout"] for row in found] == ["<one>\n", "<two words>\n", "<{}>\n", "<three>\n"]
+    assert all(row["status"] == 0 and row["seconds"] > 0 for row in found)
+    fed = lines(here, "--each", str(file), "micro", "--", "cat")
+    assert [row["stdout"] for row in fed] == ["one\n", "two words\n", "{}\n", "three\n"]
+    text = here.text("run", "--each", str(file), "micro", "--", "echo", "{}").splitlines()
+    assert [row.split()[0] for row in text] == ["0"] * 4
+    assert text[1].endswith("two words  two words")
+    nothing_left(here)
+
+
+def test_a_run_of_each_that_fails_stops_no_other_unless_asked_to(here: Platform, tmp_path: Path) -> None:
+    file = tmp_path / "statuses"
+    file.write_text("0\n7\n0\n0\n0\n0\n")
+    found = lines(here, "--each", str(file), "-j", "2", "micro", "--", "sh", "-c", "exit {}", status=1)
+    assert [row["status"] for row in found] == [0, 7, 0, 0, 0, 0]
+    fast = lines(here, "--each", str(file), "-j", "2", "--fail-fast", "micro", "--", "sh", "-c", "exit {}", status=1)
+    assert [row["status"] for row in fast] == [0, 7]
+    late = lines(here, "--each", str(file), "-j", "6", "--timeout", "1s", "micro", "--", "sleep", "infinity", status=1)
+    assert {(row["status"], row["error"]) for row in late} == {(124, "sleep took longer than 1.0s and was killed")}
+    assert max(row["seconds"] for row in late) < 30
+    nothing_left(here)
+
+
+def test_each_refuses_what_makes_no_sense(here: Platform, tmp_path: Path) -> None:
+    (tmp_path / "bad").write_bytes(b"\xff\xfe\n")
+    for words in (
+        ["--each", "/no/such"],
+        ["--each", str(tmp_path / "bad")],
+        ["--each", "-", "-i"],
+        ["--each", "-", "--keep"],
+    ):
+        assert here.run("run", *words, "micro", "--", "true", check=False).returncode == 2
+
+
+def test_each_ended_by_a_signal_leaves_nothing(here: Platform, tmp_path: Path) -> None:
+    file = tmp_path / "many"
+    file.write_text("".join(f"{n}\n" for n in range(20)))
+    run = here.popen("run", "--each", str(file), "-j", "4", "micro", "--", "sleep", "infinity", stderr=subprocess.PIPE)
+    wait_until(lambda: len(here.json("list", "--phase", "running")) >= 4, 30, "four runs at once")
+    run.send_signal(signal.SIGTERM)
+    run.communicate(timeout=30)
+    assert run.returncode == 143
+    nothing_left(here)
+
+
+def test_each_shows_how_far_it_is_on_a_terminal(here: Platform, tmp_path: Path) -> None:
+    file = tmp_path / "few"
+    file.write_text("alpha\nbeta\n")
+    master, slave, run = at_a_terminal(here, "run", "--each", str(file), "micro", "--", "echo", "{}")
+    shown = expect(master, b"2/2")
+    assert run.wait(30) == 0
+    assert shown.index(b"alpha") < shown.index(b"beta")
+    os.close(slave)
+    os.close(master)
+
+
+def test_a_thousand_runs_leave_nothing(here: Platform, tmp_path: Path) -> None:
+    file = tmp_path / "thousand"
+    file.write_text("".join(f"{n}\n" for n in range(1000)))
+    before = descriptors(here.pid())
+    found = lines(here, "--each", str(file), "-j", "16", "micro", "--", "echo", "{}")
+    assert [row["stdout"] for row in found] == [f"{n}\n" for n in range(1000)]
+    nothing_left(here)
+    assert descriptors(here.pid()) <= before + 10
+
+
+def descriptors(pid: int) -> int:
+    """Open files of a process."""
+    return len(os.listdir(f"/proc/{pid}/fd"))

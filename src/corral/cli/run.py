@@ -18,7 +18,10 @@ from corral.cli.timings import Timings
 from corral.client.held import MAX_OUTPUT
 from corral.client.record import KILLED
 from corral.errors import CorralError
-from corral.units import format_duration, format_size
+from corral.units import MIB, format_duration, format_size
+
+EACH_OUTPUT = 1 * MIB
+"""What a run of --each may print, if nothing else is said: it is kept until its turn to be shown."""
 
 
 @click.command("run", cls=GuestCommand)
@@ -61,6 +64,13 @@ from corral.units import format_duration, format_size
 @click.option("--disk", type=SIZE, metavar="SIZE", help="Its root disk (default: the image's own size).")
 @click.option("--flavor", metavar="F", help="A plan: `corral flavor list`.")
 @click.option("--set", "assign_", multiple=True, metavar="PATH=VALUE", help="Any field: `corral explain vm.spec`.")
+@click.option(
+    "--each", metavar="FILE", help="A run for each line: {} in COMMAND is the line, else stdin is; - is stdin."
+)
+@click.option(
+    "--jobs", "-j", type=click.IntRange(1), metavar="N", help="With --each: runs at once (default: one a core)."
+)
+@click.option("--fail-fast", is_flag=True, help="With --each: the first run that fails ends all.")
 @click.option("--timings", is_flag=True, help="Say on stderr where the time went.")
 @click.pass_obj
 def run(session: Session, /, image: str, command: tuple[str, ...], timings: bool, **options: Any) -> int:
@@ -73,10 +83,16 @@ def run(session: Session, /, image: str, command: tuple[str, ...], timings: bool
     \b
     corral run debian -- python3 -c 'print(6 * 7)'
     corral run -it debian -- bash
+    corral run --each hosts.txt -j 4 debian -- sh -c 'echo {} | sha256sum'
     corral run --cp ./job:/root/ --cp-out /root/job/out.txt:. debian -w /root/job -- make
     """
     plan = planned(image, command, options)
     stages = Timings()
+    if options["each"] is not None:
+        from corral.cli.each import run_each
+
+        with ended_by_signals():
+            return run_each(session, plan, options["each"], jobs=options["jobs"], fail_fast=options["fail_fast"])
     try:
         with ended_by_signals():
             status = _run(session, plan, stages)
@@ -109,7 +125,7 @@ def planned(image: str, command: tuple[str, ...], options: dict[str, Any]) -> Pl
         cwd=options["cwd"], user=options["user"], tty=tty, interactive=options["interactive"],
         start_timeout_s=options["start_timeout"], timeout_s=options["timeout"],
         processes=many.value if many is not None else USUAL,
-        max_output=most.value if most is not None else None if tty else MAX_OUTPUT,
+        max_output=most.value if most is not None else None if tty else EACH_OUTPUT if options["each"] else MAX_OUTPUT,
         before=tuple(copied(word, "--cp") for word in options["before"]),
         after=tuple(copied(word, "--cp-out") for word in options["after"]),
     )  # fmt: skip

@@ -116,15 +116,21 @@ def _ignore(_count: int) -> None:
 
 @contextmanager
 def throwaway(
-    session: Session, client: Client, plan: Plan, timings: Timings, *, quiet: bool = False
-) -> Iterator[Throwaway]:
-    """A VM for the length of the block. ``quiet``: show no progress on a terminal. Raises what kept it from running."""
+    session: Session, client: Client, plan: Plan, timings: Timings, *,
+    begun: Callable[[Record], None] | None = None, quiet: bool = False,
+) -> Iterator[Throwaway]:  # fmt: skip
+    """A VM for the length of the block. Raises what kept it from running.
+
+    ``begun`` is told of it as soon as there is one. ``quiet``: show no progress on a terminal.
+    """
     from corral.client.sync.sandbox import holding
 
     timings.mark("starting this command")
-    begun = _begin(session, client, plan)
+    asked = _begin(session, client, plan)
     timings.mark("the request")
-    with _starting(quiet) as told, holding(client, begun, keep=plan.keep, told=told.show) as hold:
+    with _starting(quiet) as told, holding(client, asked, keep=plan.keep, told=told.show) as hold:
+        if begun is not None:
+            begun(asked.items[0])
         import corral.client.sync.sockets  # noqa: F401 - while the guest boots, rather than after
 
         vm = hold.wait_answer(plan.start_timeout_s)

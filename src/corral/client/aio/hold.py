@@ -12,7 +12,7 @@ from corral.client import calls
 from corral.client.aio.http import lines
 from corral.client.held import CUT_S, LAST_WORDS_S, RECONNECT_S, Held
 from corral.client.record import SILENCE_S, Record, read_batch
-from corral.errors import CorralError, NotFound, Unavailable
+from corral.errors import CorralError, NotFound, TimedOut, Unavailable
 
 if TYPE_CHECKING:
     from corral.client.aio import AsyncClient
@@ -57,8 +57,9 @@ class AsyncHold:
         try:
             yield
         except CorralError as error:
-            why = await self.wait_end(LAST_WORDS_S) if error.exit_status == 5 else None
-            raise why or self.held.silence() or error from error
+            if error.exit_status != 5 or isinstance(error, TimedOut):
+                raise  # not a silence, or one that the caller's own limit ended
+            raise (await self.wait_end(LAST_WORDS_S)) or self.held.silence() or error from error
 
     @asynccontextmanager
     async def cutting(self, cut: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:

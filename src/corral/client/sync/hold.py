@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from corral.client import calls
 from corral.client.held import CUT_S, LAST_WORDS_S, RECONNECT_S, Held
 from corral.client.record import SILENCE_S, Batch, Record, read_batch
-from corral.errors import CorralError, NotFound, Unavailable
+from corral.errors import CorralError, NotFound, TimedOut, Unavailable
 
 if TYPE_CHECKING:
     from corral.client.sync import Client
@@ -68,8 +68,9 @@ class Hold:
         try:
             yield
         except CorralError as error:
-            why = self.wait_end(LAST_WORDS_S) if error.exit_status == 5 else None
-            raise why or self.held.silence() or error from error
+            if error.exit_status != 5 or isinstance(error, TimedOut):
+                raise  # not a silence, or one that the caller's own limit ended
+            raise self.wait_end(LAST_WORDS_S) or self.held.silence() or error from error
 
     @contextmanager
     def cutting(self, cut: Callable[[], object]) -> Iterator[None]:
