@@ -165,6 +165,17 @@ def a_silent_hypervisor_is_killed() -> Iterator[None]:
 
 
 @bug
+def a_silent_guest_is_given_up_without_patience() -> Iterator[None]:
+    hung = reconcile.hung
+
+    def hasty(vm: Vm, seen: reconcile.Seen, settings: Any) -> reconcile.Decision:
+        return hung(vm, seen._replace(guest=seen.guest._replace(hung_s=1e9)), settings)
+
+    with mock.patch.object(reconcile, "hung", hasty):
+        yield
+
+
+@bug
 def a_task_is_done_before_the_guest_answers() -> Iterator[None]:
     fulfilled = verdict._fulfilled
 

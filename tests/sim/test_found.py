@@ -168,3 +168,40 @@ def test_an_agent_that_dies_right_after_the_process_was_made_adopts_it() -> None
         assert cluster.world.machines[id].boots == 1
 
     told(story)
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_guest_that_hangs_is_given_up_once_whoever_dies_meanwhile(dies: bool) -> None:
+    async def story(cluster: Cluster) -> None:
+        id = await launch(cluster)
+        await until(cluster, is_in(Phase.RUNNING))
+        if dies:
+            cluster.faults.order("agent dies at end.recorded")
+        cluster.world.deafen(id)
+        await until(cluster, is_in(Phase.UNRESPONSIVE))
+        await until(cluster, is_in(Phase.PENDING))
+        await until(cluster, is_in(Phase.RUNNING), 30)
+        assert (cluster.world.spawned, (await vm(cluster)).status.failures) == (2, 1)
+
+    told(story)
+
+
+def test_a_guest_that_stood_still_for_long_is_not_blamed_for_its_silence() -> None:
+    async def story(cluster: Cluster) -> None:
+        id = await launch(cluster)
+        await until(cluster, is_in(Phase.RUNNING))
+        for stand in (cluster.world.hang, cluster.world.fill_disk):
+            stand(id)
+            await asyncio.sleep(25)
+            stand(id, False)
+            await until(cluster, is_in(Phase.RUNNING))
+            await asyncio.sleep(10)
+        await power(cluster, "pause")
+        await asyncio.sleep(100)
+        await power(cluster, "resume")
+        await until(cluster, is_in(Phase.RUNNING))
+        await asyncio.sleep(10)
+        assert (cluster.world.spawned, (await vm(cluster)).status.failures) == (1, 0)
+        assert "the guest hung" not in cluster.narration.text()
+
+    told(story)

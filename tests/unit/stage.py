@@ -13,7 +13,7 @@ import msgspec
 
 from corral.agent.agent import Agent
 from corral.agent.grants.absent import NoGovernor
-from corral.agent.ports import Governing, Joined
+from corral.agent.ports import Governing, Groups, Joined
 from corral.agent.settings import Settings
 from corral.controllers.placement import Placement
 from corral.engine.fake import FakeEngine, FakeWorld
@@ -22,6 +22,7 @@ from corral.guest.fake import FakeConnector
 from corral.host.cgroup.none import NoGroups
 from corral.model import (
     Event,
+    EventSpec,
     Image,
     ImagePhase,
     ImageSpec,
@@ -159,6 +160,7 @@ class FakeDisks:
 class FakeConsoles:
     def __init__(self) -> None:
         self.attached: set[str] = set()
+        self.said = b"login: "
 
     async def attach(self, vm_id: str, socket: Path) -> None:
         self.attached.add(vm_id)
@@ -172,7 +174,7 @@ class FakeConsoles:
         yield
 
     def tail(self, vm_id: str, count: int) -> bytes:
-        return b"login: "[-count:]
+        return self.said[-count:]
 
     async def follow(self, vm_id: str) -> AsyncIterator[bytes]:
         yield b"login: "
@@ -234,6 +236,7 @@ class Stage:
         self.images, self.disks, self.consoles = FakeImages(), FakeDisks(), FakeConsoles()
         self.facts = FakeFacts()
         self.governing: Governing = NoGovernor()
+        self.groups: Groups = NoGroups("a test")
         self.name = "here"
         self.settings = settings or Settings()
         self._running: list[asyncio.Task[None]] = []
@@ -251,7 +254,7 @@ class Stage:
             self.consoles,
             lambda: self.facts,
             FakePorts(self.world),
-            NoGroups("a test"),
+            self.groups,
             self.governing,
             self.held,
         )
@@ -374,6 +377,13 @@ class Stage:
     async def events(self) -> list[str]:
         await asyncio.sleep(0.1)
         return [e.spec.reason for e in sorted((await self.objects.list(Event)).items, key=lambda e: e.meta.revision)]
+
+    async def told(self, reason: str) -> EventSpec:
+        """The last event of a kind."""
+        await asyncio.sleep(0.1)
+        found = [e for e in (await self.objects.list(Event)).items if e.spec.reason == reason]
+        assert found, f"no event {reason}"
+        return max(found, key=lambda e: e.meta.revision).spec
 
 
 def on_stage(test: Callable[[Stage], Coroutine[Any, Any, None]], *, started: bool = True, **options: Any) -> None:

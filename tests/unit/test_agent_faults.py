@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 import pytest
 
-from corral.engine.protocol import EngineEvent, Machine, State
+from corral.engine.protocol import Machine
 from corral.errors import Unavailable
 from corral.model import Forward, Memory, Nic, Power, Restart, TaskState, Vm
 from corral.runtime.points import VM_POINTS
@@ -255,21 +255,6 @@ def test_a_full_disk_is_tried_again_and_then_told() -> None:
         stage.disks.broken = False
         await stage.done(await stage.ask("start"))
         await stage.phase("running")
-
-    on_stage(test)
-
-
-def test_a_vm_that_stands_still_with_a_disk_error_is_tried_again_slowly() -> None:
-    async def test(stage: Stage) -> None:
-        await stage.launch()
-        await stage.phase("running")
-        machine = stage.world.machines[vm_id()]
-        machine.state = State.PAUSED
-        stage.world.publish(EngineEvent(vm_id(), "io-error", "No space left on device"))
-        vm = await stage.phase("unresponsive")
-        assert "disk error" in vm.status.reason
-        await stage.phase("running")
-        assert "DiskError" in await stage.events()
 
     on_stage(test)
 

@@ -37,6 +37,7 @@ from corral.engine.protocol import Engine, EngineEvent
 from corral.errors import CorralError, Refused, Unavailable
 from corral.model import Host, Image, Phase, Task, Template, Vm
 from corral.runtime import KeyedQueue, Runtime, Supervisor
+from corral.scheduler.suspicion import part_of
 from corral.store.objects import ObjectChange, Objects
 
 log = structlog.get_logger("agent")
@@ -60,8 +61,8 @@ class Agent:
         self.picture = Picture()
         self.events = EventLog(objects, rt)
         self.book = TaskBook(objects, rt, joined.consoles.tail)
-        self.guests = Guests(engine, joined.connect_guest, rt, self.settings, self._poke)
-        self.records = VmRecords(objects, self.picture, self.events)
+        self.guests = Guests(engine, joined.connect_guest, rt, self.settings, self._poke, self._part)
+        self.records = VmRecords(objects, self.picture, self.events, joined.consoles.tail)
         limits = {one.resource: one.how for one in enforcement(joined.groups)}
         self.registration = Registration(
             objects, engine, joined.facts, rt, self.settings, host_name, host_id, limits=limits
@@ -85,7 +86,7 @@ class Agent:
             engine, joined, rt, picture=self.picture, events=self.events, keys=lambda vm: keys_of(vm, ssh_key)
         )
         self.steps = Steps(
-            engine, joined, objects, rt, guests=self.guests, book=self.book, records=self.records,
+            engine, joined, objects, rt, self.settings, guests=self.guests, book=self.book, records=self.records,
             picture=self.picture, stock=self.stock, welcome=welcome, ssh_key=ssh_key,
         )  # fmt: skip
         handler = VmHandler(
@@ -268,13 +269,18 @@ class Agent:
             # One that we asked for, and the resets of a boot under way, are not the guest's doing.
             if vm is not None and vm.status.phase in (Phase.RUNNING, Phase.UNRESPONSIVE):
                 self.events.emit(vm, "GuestReboot", event.message)
-        elif event.kind == "io-error":
-            self.picture.of(event.id).stalled = self.rt.clock.monotonic()
-            if vm is not None:
-                self.events.emit(vm, "DiskError", event.message, "error")
-        elif event.kind == "panic" and vm is not None:
-            self.events.emit(vm, "GuestPanic", event.message, "error")
+        elif event.kind == "disk-error":
+            memory = self.picture.of(event.id)
+            memory.disk_error, memory.disk_words = self.rt.clock.monotonic(), event.message
         self.queue.add(event.id)
+
+    def _part(self, vm_id: str) -> float:
+        """What part of the CPU time that it wants a VM gets, as the governor last saw."""
+        report = self.joined.governing.report()
+        for row in report.vms if report is not None else ():
+            if row.id == vm_id:
+                return part_of(row.used, max(row.wait, row.throttled))
+        return 1.0
 
     def _failed(self, id: str, error: Exception) -> None:
         vm = self.picture.vms.get(id)

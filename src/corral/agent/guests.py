@@ -28,6 +28,8 @@ RECONNECT_S = (0.1, 2.0)
 """First and longest pause between connections: a boot must be noticed at once, a dead socket must not be hammered."""
 LASTED_S = 5.0
 CLOSE_S = 2.0
+LATE = 1.5
+"""A time-out that took this many times as long was ours: this process did not run, and the guest may have answered."""
 CONNECT_S = 60.0
 """A connection attempt is renewed after this long: the guest may have been reset in a moment that was not seen."""
 
@@ -52,6 +54,13 @@ class Link:
     info: GuestInfo | None = None
     state: State | None = None
     heard: float = 0.0
+    vouches: bool = False
+    """Its last heartbeat came."""
+    gone: bool = False
+    """Nobody in the guest holds its agent's port open, as last seen."""
+    hung_at: float | None = None
+    silent_at: float | None = None
+    """When the guest was called hung, and the hypervisor silent."""
     greet: bool = True
     """It has to be told who it is (after a boot) before it counts as answering."""
     silence: Suspicion = field(default_factory=Suspicion)
@@ -65,13 +74,15 @@ class Guests:
 
     Args:
         changed: called with a VM's id when something about its guest or its hypervisor changed.
+        part: what part of the CPU time that a VM wants it gets at present (1 where nobody knows).
     """
 
     def __init__(
-        self, engine: Engine, connect: ConnectGuest, rt: Runtime, settings: Settings, changed: Callable[[str], None]
-    ) -> None:
+        self, engine: Engine, connect: ConnectGuest, rt: Runtime, settings: Settings, changed: Callable[[str], None],
+        part: Callable[[str], float],
+    ) -> None:  # fmt: skip
         self._engine, self._connect, self._rt = engine, connect, rt
-        self._settings, self._changed = settings, changed
+        self._settings, self._changed, self._part = settings, changed, part
         self._links: dict[str, Link] = {}
 
     def ensure(
@@ -102,16 +113,21 @@ class Guests:
         link = self._links.get(vm_id)
         if link is None:
             return GuestView()
-        silent = self._rt.clock.monotonic() - link.heard
-        return GuestView(link.expected, link.answered, link.booting, link.silence.hung, silent, link.trouble)
+        now = self._rt.clock.monotonic()
+        hung = now - link.hung_at if link.hung_at is not None else 0.0
+        return GuestView(
+            link.expected, link.answered, link.booting, link.silence.hung, now - link.heard, link.trouble, hung,
+            link.gone,
+        )  # fmt: skip
 
     def info(self, vm_id: str) -> GuestInfo | None:
         link = self._links.get(vm_id)
         return link.info if link is not None else None
 
-    def engine_silent(self, vm_id: str) -> bool:
+    def engine_silent_at(self, vm_id: str) -> float | None:
+        """Since when its hypervisor is called silent; None while it answers."""
         link = self._links.get(vm_id)
-        return link is not None and link.engine_silence.hung
+        return link.silent_at if link is not None else None
 
     def guest(self, vm_id: str) -> Guest:
         """The connection to a guest that answers. Raises Unavailable ``unresponsive``."""
@@ -124,23 +140,29 @@ class Guests:
         return link.guest
 
     def hold(self, vm_id: str) -> None:
-        """The VM is paused: its silence means nothing."""
+        """The VM is paused or stands still: its silence means nothing."""
         if (link := self._links.get(vm_id)) is not None:
             link.held = True
 
     def resumed(self, vm_id: str) -> None:
         """It runs again: it counts as answering when it has been told the time."""
         if (link := self._links.get(vm_id)) is not None and link.held:
-            link.held, link.silence = False, link.silence.beat(True)
-            link.answered, link.booting, link.heard = False, True, self._rt.clock.monotonic()
+            link.held = False
+            self._excuse(link)
+            link.answered, link.booting = False, True
             link.renew.set()
 
     def rebooted(self, vm_id: str) -> None:
         """The guest starts afresh: a new agent will answer, and has to be told who it is."""
         if (link := self._links.get(vm_id)) is not None:
             link.answered, link.booting, link.greet, link.info = False, True, True, None
-            link.heard, link.silence = self._rt.clock.monotonic(), link.silence.beat(True)
+            self._excuse(link)
             link.renew.set()
+
+    def _excuse(self, link: Link) -> None:
+        """Its silence so far says nothing: count afresh."""
+        link.silence, link.hung_at, link.gone = link.silence.beat(True), None, False
+        link.heard = self._rt.clock.monotonic()
 
     async def close(self) -> None:
         """Let go of all guests."""
@@ -205,9 +227,12 @@ class Guests:
             try:
                 await guest.ping(self._settings.heartbeat_timeout_s)
             except CorralError:
-                self._beat(link, False)
+                took = self._rt.clock.monotonic() - asked
+                link.vouches = False
+                if took < LATE * self._settings.heartbeat_timeout_s:
+                    await self._miss(link)
                 # A guest that is slow may still answer here; a connection that fails at once is broken, make another.
-                if link.silence.hung or self._rt.clock.monotonic() - asked < self._settings.heartbeat_timeout_s / 2:
+                if link.silence.hung or took < self._settings.heartbeat_timeout_s / 2:
                     raise
                 continue
             self._beat(link, True)
@@ -258,7 +283,8 @@ class Guests:
     async def _answers(self, link: Link) -> None:
         """It counts as answering from now on."""
         link.answered, link.booting, link.greet = True, False, False
-        link.silence, link.heard = link.silence.beat(True), self._rt.clock.monotonic()
+        self._excuse(link)
+        link.vouches = True
         await self._rt.faults.at("start.answered")
         self._changed(link.vm_id)
 
@@ -273,13 +299,33 @@ class Guests:
         if known is None or (known.addresses, known.agent) != (info.addresses, info.agent):
             self._changed(link.vm_id)
 
-    def _beat(self, link: Link, answered: bool) -> None:
+    def _beat(self, link: Link, answered: bool, part: float = 1.0) -> None:
         was = link.silence.hung
-        link.silence = link.silence.beat(answered)
         if answered:
-            link.heard = self._rt.clock.monotonic()
+            link.vouches = True
+            self._excuse(link)
+        else:
+            link.silence = link.silence.beat(False, part)
+        if link.silence.hung and not was:
+            link.hung_at = self._rt.clock.monotonic()
         if link.silence.hung != was:
             self._changed(link.vm_id)
+
+    async def _miss(self, link: Link) -> None:
+        """A beat was missed. It counts by the CPU time that the guest got, and not at all where it could not run."""
+        if (await self._engine.inspect(link.vm_id)).state is not State.RUNNING:
+            self._excuse(link)
+            return
+        try:
+            gone = not await self._engine.listens(link.vm_id)
+        except CorralError as error:  # it has just ended, or fallen silent: the next look tells
+            log.debug("a guest's port could not be looked at", vm=link.vm_id, error=error.message)
+            return
+        if gone != link.gone:
+            link.gone = gone
+            self._changed(link.vm_id)
+        if link.guest is None or not link.vouches:  # it may have answered meanwhile
+            self._beat(link, False, self._part(link.vm_id))
 
     async def _look_for_ever(self, link: Link) -> None:
         """Look at the hypervisor: each beat while the guest does not answer, seldom while it does."""
@@ -287,13 +333,13 @@ class Guests:
         while True:
             await self._rt.clock.sleep(self._settings.heartbeat_s * self._rt.random.uniform(0.9, 1.1))
             beats += 1
-            vouched = link.guest is not None and link.answered and link.silence.missed == 0
+            vouched = link.guest is not None and link.answered and link.vouches
             if vouched and beats % self._settings.inspect_every:
                 continue
-            if link.guest is None and link.expected and not link.booting and not link.held:
-                self._beat(link, False)
             try:
                 await self._look(link)
+                if link.guest is None and link.expected and not link.booting and not link.held:
+                    await self._miss(link)
             except CorralError as error:
                 log.warning("a machine could not be looked at", vm=link.vm_id, error=error.message)
             except Exception:
@@ -303,6 +349,8 @@ class Guests:
         sighting = await self._engine.inspect(link.vm_id)
         was = link.engine_silence.hung
         link.engine_silence = link.engine_silence.beat(sighting.state is not State.UNRESPONSIVE)
+        if link.engine_silence.hung != was:
+            link.silent_at = self._rt.clock.monotonic() if link.engine_silence.hung else None
         moved = link.state is not None and sighting.state is not link.state
         link.state = sighting.state
         if moved or link.engine_silence.hung != was or sighting.state in OFF_STATES:

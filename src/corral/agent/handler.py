@@ -90,7 +90,9 @@ class VmHandler:
         memory.ending = (memory.ending or now) if sighting.state in ENDING else None
         if sighting.state is State.RUNNING:
             memory.running = memory.running or now
-            memory.stalled = None if memory.stalled is None or now - memory.stalled > 60 else memory.stalled
+        if sighting.state is State.STALLED:
+            memory.stalled = memory.stalled or now
+            self._guests.hold(vm.meta.id)
 
     def _decide(self, vm: Vm, sighting: Sighting) -> tuple[Decision, Seen]:
         now = self._rt.clock.now()
@@ -114,7 +116,9 @@ class VmHandler:
             state=sighting.state, exit=sighting.exit, epoch=sighting.epoch, guest=self._guests.view(id), gate=Gate(),
             asked_s=since(memory.asked), repeat_s=since(memory.repeated), heard=memory.heard,
             running_s=since(memory.running), ending_s=since(memory.ending), stalled_s=since(memory.stalled),
-            silent=self._guests.engine_silent(id),
+            fault=sighting.fault, disk_error_s=since(memory.disk_error), disk_words=memory.disk_words,
+            silent_s=since(self._guests.engine_silent_at(id)),
+            oom=sighting.state is State.EXITED and self._steps.ended_for_memory(id),
         )  # fmt: skip
 
     async def _write(self, vm: Vm, sighting: Sighting, decision: Decision) -> Vm:
@@ -122,7 +126,7 @@ class VmHandler:
         if decision.do in (Do.END, Do.START):
             return vm
         status = vm.status
-        fields: dict[str, Any] = {"phase": decision.phase, "reason": decision.reason}
+        fields: dict[str, Any] = {"phase": decision.phase, "reason": decision.reason, "cause": decision.cause}
         if decision.sure and decision.do is not Do.QUARANTINE:
             fields["observed"] = vm.meta.generation
         if sighting.state in OFF_STATES and decision.do is not Do.QUARANTINE:

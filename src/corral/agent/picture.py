@@ -29,6 +29,10 @@ class Memory:
     running: float | None = None
     ending: float | None = None
     stalled: float | None = None
+    """Found standing still because of its disk, and not let go on since."""
+    disk_error: float | None = None
+    disk_words: str = ""
+    """When a read or write last failed, and how."""
     measured: Phase | None = None
     """Phase in which its volume was last measured."""
     host_key: HostKey | None = None

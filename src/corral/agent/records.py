@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from corral.agent.events import EventLog
+from corral.agent.failure import TABLE, Cause
 from corral.agent.picture import Picture
 from corral.errors import NotFound, Unavailable, Unknown
-from corral.model import Phase, Power, Vm
+from corral.model import Phase, Power, Vm, VmStatus
 from corral.store.objects import Objects
 
 TURNS: dict[Phase, tuple[str, str]] = {
@@ -23,15 +26,20 @@ TURNS: dict[Phase, tuple[str, str]] = {
 """Phases whose beginning is an event: its reason and severity."""
 
 
+CONSOLE, CONSOLE_SHOWN = 4096, 700
+"""Bytes of the serial log looked at, characters told: an event's message has an end (:mod:`corral.agent.events`)."""
+_ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|[@-_])")
+
+
 class NotRecorded(Unavailable):
     """The store did not take it, or its answer was lost. Nothing is wrong with the VM: look again, decide anew."""
 
 
 class VmRecords:
-    """The records of this host's VMs, written by compare-and-swap."""
+    """The records of this host's VMs, written by compare-and-swap. ``tail``: the last bytes of a VM's serial log."""
 
-    def __init__(self, objects: Objects, picture: Picture, events: EventLog) -> None:
-        self._objects, self._picture, self._events = objects, picture, events
+    def __init__(self, objects: Objects, picture: Picture, events: EventLog, tail: Callable[[str, int], bytes]) -> None:
+        self._objects, self._picture, self._events, self._tail = objects, picture, events, tail
 
     async def write(self, vm: Vm, *, power: Power | None = None, **status: Any) -> Vm:
         """Set fields of the status, decided from ``vm``; returns the record as it now is.
@@ -58,7 +66,7 @@ class VmRecords:
 
         if power is None and msgspec.structs.replace(vm.status, **status) == vm.status:
             return vm
-        before = vm.status.phase
+        before = vm.status
         try:
             written = await self._objects.change(Vm, vm.meta.id, mutate)
         except NotFound:
@@ -70,13 +78,30 @@ class VmRecords:
         self._tell(before, written)
         return written
 
-    def _tell(self, before: Phase, vm: Vm) -> None:
+    def _tell(self, before: VmStatus, vm: Vm) -> None:
+        self._tell_cause(before, vm)
         now = vm.status.phase
-        if now is Phase.PENDING and before is not now and vm.status.retry_at is not None:
+        if now is Phase.PENDING and before.phase is not now and vm.status.retry_at is not None:
             self._events.emit(vm, "Exited", vm.status.reason, "warning")  # unasked; it will be started again
-        if now is before or now not in TURNS:
+        if now is before.phase or now not in TURNS:
             return
         reason, severity = TURNS[now]
-        if now is Phase.RUNNING and before is Phase.UNRESPONSIVE:
+        if now is Phase.RUNNING and before.phase is Phase.UNRESPONSIVE:
             reason = "Recovered"
         self._events.emit(vm, reason, vm.status.reason, severity)
+
+    def _tell_cause(self, before: VmStatus, vm: Vm) -> None:
+        """What befell it is an event of its own, once: however often it is looked at or tried again."""
+        cause = vm.status.cause
+        if not cause or cause == before.cause:
+            return
+        row = TABLE[Cause(cause)]
+        lines = _last_lines(self._tail(vm.meta.id, CONSOLE)) if row.console else ""
+        self._events.emit(vm, row.event, vm.status.reason + (f"\n{lines}" if lines else ""), row.severity)
+
+
+def _last_lines(tail: bytes) -> str:
+    """What the guest said last, for people: whole lines, without colours and other control characters."""
+    text = _ESCAPES.sub("", tail.decode(errors="replace")).replace("\r", "")
+    text = "".join(c for c in text if c == "\n" or c.isprintable())
+    return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())[-CONSOLE_SHOWN:].partition("\n")[2]

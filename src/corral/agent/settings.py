@@ -1,9 +1,13 @@
-"""The agent's constants, each with its reason; tests and the simulator choose others."""
+"""The agent's constants, each with its reason. A host may have others: ``agent.toml`` in its state (:func:`read`)."""
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
 from typing import NamedTuple
 
+from corral.errors import Invalid, Problem
+from corral.scheduler.restart import Patience
 from corral.units import GIB, MIB
 
 
@@ -20,6 +24,10 @@ class Settings(NamedTuple):
     """Beats between two questions to a hypervisor whose guest answers (the answer already came through it)."""
     info_every: int = 12
     """Beats between two looks at a guest's addresses."""
+    hang_patience_s: float = 60.0
+    """A guest that is called hung has so long to come back before its power is cut, if its owner lets us."""
+    silent_patience_s: float = 300.0
+    """The same for a QEMU that does not answer: what it waits for (a disk, a debugger) may well come back."""
     boot_patience_s: float = 300.0
     """A guest that has not answered so long after its start is called unresponsive; it may still come."""
     stop_patience_s: float = 60.0
@@ -30,6 +38,17 @@ class Settings(NamedTuple):
     """A QEMU whose guest powered off ends in milliseconds; after this it is killed."""
     stall_retry_s: float = 10.0
     """A VM that stands still because the host's disk is full is tried again this often."""
+    stall_settle_s: float = 2.0
+    """One that was let go on has what it wrote refused again at once, or it goes on for good."""
+    disk_error_s: float = 600.0
+    """A read or write that failed is told beside the VM's phase for so long."""
+    backoff_s: float = 10.0
+    """From the first failure to the next start; doubled with each one in a row."""
+    backoff_most_s: float = 300.0
+    healthy_s: float = 600.0
+    """A VM that ran this long has its earlier failures forgotten."""
+    poison: int = 3
+    """Failures in a row after which a VM is given up until a person starts it."""
     start_cap_s: float = 45.0
     """A starting VM holds its turn at most so long: one that never answers must not block others."""
     start_cap_blind_s: float = 3.0
@@ -54,3 +73,43 @@ class Settings(NamedTuple):
     """Share of the free disk that they may take together."""
     facts_s: float = 300.0
     """The host's record is looked at this often, and written only when something worth telling changed."""
+
+    @property
+    def patience(self) -> Patience:
+        """What the restart policy goes by."""
+        return Patience(self.backoff_s, self.backoff_most_s, self.healthy_s, self.poison)
+
+
+def read(path: Path) -> Settings:
+    """The settings that a TOML file changes (no file: all as above). Raises Invalid with all that is wrong in it."""
+    usual = Settings()
+    try:
+        given = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return usual
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Invalid([Problem(path.name, str(error), "a TOML file of numbers, like heartbeat_s = 2")]) from error
+    problems = []
+    for name, value in given.items():
+        if name not in usual._fields:
+            problems.append(Problem(f"{path.name}: {name}", "is not a setting", ", ".join(usual._fields)))
+        elif expected := _unfit(value, getattr(usual, name)):
+            problems.append(Problem(f"{path.name}: {name}", f"{value!r} cannot be meant", expected))
+    if problems:
+        raise Invalid(problems)
+    return usual._replace(**given)
+
+
+def _unfit(value: object, usual: object) -> str:
+    """What would be right in place of ``value``; empty when it is."""
+    if isinstance(usual, bool):
+        return "" if isinstance(value, bool) else "true or false"
+    whole = isinstance(usual, int)
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if number and 0 < value <= MOST:  # type: ignore[operator]  # a number, and nan is not above zero
+        return ""
+    return "a whole number above 0" if whole else "a number above 0"
+
+
+MOST = 1 << 60
+"""No setting means anything beyond this."""

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from corral.agent import forwards
+from corral.agent.failure import TABLE, Cause, Policy
 from corral.agent.guests import Guests
 from corral.agent.machine import has_ssh, hostname_of, machine_of, wants_root, wants_seed
 from corral.agent.picture import Memory, Picture
@@ -20,6 +21,7 @@ from corral.agent.ports import BootFiles, Joined
 from corral.agent.progress import TaskBook
 from corral.agent.reconcile import Decision, Seen
 from corral.agent.records import VmRecords
+from corral.agent.settings import Settings
 from corral.agent.templates.choose import Choice, first_start
 from corral.agent.templates.stock import TemplateStock
 from corral.agent.templates.welcome import Welcome
@@ -29,7 +31,7 @@ from corral.guest.protocol import Identity
 from corral.model import Phase, Power, Vm, Volume
 from corral.model.vm import Start, start_of
 from corral.runtime import Runtime
-from corral.scheduler.restart import POISON, Follow, after_end
+from corral.scheduler.restart import Follow, after_end
 from corral.storage.seed import Seed
 from corral.store.objects import Objects, Remove
 from corral.units import format_duration
@@ -46,12 +48,12 @@ class Steps:
     """The things that can be done. ``ssh_key``: Corral's own public key, put into every guest."""
 
     def __init__(
-        self, engine: Engine, joined: Joined, objects: Objects, rt: Runtime,
+        self, engine: Engine, joined: Joined, objects: Objects, rt: Runtime, settings: Settings,
         *, guests: Guests, book: TaskBook, records: VmRecords, picture: Picture, stock: TemplateStock,
         welcome: Welcome, ssh_key: str,
     ) -> None:  # fmt: skip
         self._stock, self._welcome = stock, welcome
-        self._engine, self._joined, self._objects, self._rt = engine, joined, objects, rt
+        self._engine, self._joined, self._objects, self._rt, self._settings = engine, joined, objects, rt, settings
         self._guests, self._book, self._records, self._picture = guests, book, records, picture
         self._ssh_key = ssh_key
 
@@ -131,9 +133,11 @@ class Steps:
         ports = forwards.allot(vm, taken, self._joined.ports, self._rt.random, ssh=has_ssh(files))
         details = {key: value for key, value in vm.status.details.items() if key != "problem"}
         details["start"] = msgspec.to_builtins(self._how(vm, choice))
+        # Somebody wants something new of it: what went wrong before no longer counts.
+        failures = vm.status.failures if vm.status.observed == vm.meta.generation else 0
         return await self._records.write(
-            vm, phase=Phase.STARTING, reason="", ports=ports, boots=vm.spec.boots, resets=vm.spec.resets,
-            retry_at=None, observed=vm.meta.generation, details=details,
+            vm, phase=Phase.STARTING, reason="", cause="", failures=failures, ports=ports, boots=vm.spec.boots,
+            resets=vm.spec.resets, retry_at=None, observed=vm.meta.generation, details=details,
             template=choice.template.meta.name if choice.template else "",
         )  # fmt: skip
 
@@ -185,7 +189,7 @@ class Steps:
         twin = start.how == "fork" and not start.done
         self._guests.ensure(
             id, expected=files is not None and files.agent, booting=booting,
-            held=state is State.PAUSED, identity=lambda: self.identity(id),
+            held=state in (State.PAUSED, State.STALLED), identity=lambda: self.identity(id),
             welcome=functools.partial(self._welcome, id) if twin else None,
         )  # fmt: skip
         if state is State.RUNNING:
@@ -199,7 +203,8 @@ class Steps:
         await self._engine.resume(id)
         if state is State.CREATED and not start_of(vm).done:
             self._mark(vm, "resumed")
-        self._picture.of(id).running = self._rt.clock.monotonic()
+        memory = self._picture.of(id)
+        memory.running, memory.stalled = self._rt.clock.monotonic(), None
         self._guests.resumed(id)
         await self._rt.faults.at("start.resumed")
 
@@ -311,8 +316,13 @@ class Steps:
 
     async def end(self, vm: Vm, seen: Seen, decision: Decision) -> Vm:
         """It ended unasked. Written down before its trace is removed, so that it is counted once and never lost."""
-        clean = seen.state is State.SHUTDOWN or (seen.exit is not None and seen.exit.reason == "guest-shutdown")
-        return await self._follow(vm, decision.reason, clean=clean, ran_s=self._ran(vm, seen))
+        written = await self._follow(vm, decision.reason, Cause(decision.cause), ran_s=self._ran(vm, seen))
+        await self._rt.faults.at("end.recorded")
+        return written
+
+    def ended_for_memory(self, id: str) -> bool:
+        """The kernel ended a process of it for memory. Its groups count that until they are removed with its trace."""
+        return self._joined.groups.ooms(id) > 0
 
     async def failed(self, vm: Vm, error: CorralError) -> Vm:
         """It could not be started: given up at once where repeating cannot help, else by the restart policy."""
@@ -320,25 +330,33 @@ class Steps:
         if isinstance(error, Refused):
             reason = error.message + (f" ({error.hint})" if error.hint else "")
             return await self._records.write(
-                vm, phase=Phase.ERROR, reason=reason, details=details, observed=vm.meta.generation, **OFF_FIELDS
-            )
-        return await self._follow(vm, error.message, clean=False, ran_s=None, details=details)
+                vm, phase=Phase.ERROR, reason=reason, cause=Cause.START_FAILED, details=details,
+                observed=vm.meta.generation, **OFF_FIELDS,
+            )  # fmt: skip
+        return await self._follow(vm, error.message, Cause.START_FAILED, ran_s=None, details=details)
 
-    async def _follow(self, vm: Vm, why: str, *, clean: bool, ran_s: float | None, **also: Any) -> Vm:
-        outcome = after_end(vm.spec.restart, clean=clean, failures=vm.status.failures, ran_s=ran_s)
-        fields: dict[str, Any] = {**OFF_FIELDS, "failures": outcome.failures, "observed": vm.meta.generation, **also}
+    async def _follow(self, vm: Vm, why: str, cause: Cause, *, ran_s: float | None, **also: Any) -> Vm:
+        policy, patience = TABLE[cause].policy, self._settings.patience
+        outcome = after_end(
+            vm.spec.restart, clean=policy is Policy.STOP, blameless=policy is Policy.AT_ONCE,
+            failures=vm.status.failures, ran_s=ran_s, patience=patience,
+        )  # fmt: skip
+        fields: dict[str, Any] = {
+            **OFF_FIELDS, "cause": cause, "failures": outcome.failures, "observed": vm.meta.generation, **also,
+        }  # fmt: skip
         if outcome.follow is Follow.STOPPED:
             fields |= {"phase": Phase.STOPPED, "reason": why, "retry_at": None}
             written = await self._records.write(vm, power=Power.STOPPED, **fields)
             await self._book.fail(vm.meta.id, CorralError(why), but=("stop", "delete"))
             return written
         if outcome.follow is Follow.ERROR:
-            often = f"; {POISON} failures in a row, start it to try again" if outcome.failures >= POISON else ""
+            poison = outcome.failures >= patience.poison
+            often = f"; {patience.poison} failures in a row, start it to try again" if poison else ""
             fields |= {"phase": Phase.ERROR, "reason": why + often, "retry_at": None}
             return await self._records.write(vm, **fields)
         fields |= {
             "phase": Phase.PENDING,
-            "reason": f"{why}; starts again {format_duration(outcome.delay_s)} after that",
+            "reason": f"{why}; starts again {_after(outcome.delay_s)}",
             "retry_at": self._rt.clock.now() + outcome.delay_s,
         }
         return await self._records.write(vm, **fields)
@@ -353,3 +371,7 @@ class Steps:
 def keys_of(vm: Vm, ssh_key: str) -> tuple[str, ...]:
     """Who may log in to a VM: its owner's keys, and Corral's own."""
     return (*vm.spec.ssh_keys, *((ssh_key,) if ssh_key else ()))
+
+
+def _after(delay_s: float) -> str:
+    return f"{format_duration(delay_s)} after that" if delay_s else "at once"

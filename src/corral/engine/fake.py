@@ -39,7 +39,6 @@ from corral.engine.qemu.command import check
 from corral.errors import NotFound, Refused, Unavailable
 from corral.runtime import Runtime
 
-_ALIVE = {State.CREATED, State.RUNNING, State.PAUSED, State.SHUTDOWN, State.PANICKED}
 STATUS_DEADLINE, COMMAND_DEADLINE = 2.0, 5.0
 """What a silent hypervisor costs a caller, as with QEMU."""
 SECTOR = 512
@@ -70,6 +69,10 @@ class FakeMachine:
         self.limits = {drive.name: drive.limits for drive in machine.drives}
         self.told: object = None
         """Who its guest was told to be, last."""
+        self.agentless = False
+        """The agent in the guest was ended; the guest is well."""
+        self.full = False
+        """The host's disk under it is full: it stands still at its next write, which is at once."""
         self.drives = {drive.name: DriveStats(name=drive.name) for drive in machine.drives}
         self.links = {card.name: machine.template is None for card in machine.cards}
         """Card → its cable is plugged in."""
@@ -138,6 +141,20 @@ class FakeWorld:
         """The guest hangs: no agent answers, the power button does nothing. The hypervisor is well."""
         self._running(id).deaf = deaf
 
+    def end_agent(self, id: str) -> None:
+        """Somebody in the guest ends its agent. It comes back with the next boot."""
+        self._running(id).agentless = True
+
+    def fill_disk(self, id: str, full: bool = True) -> None:
+        """The host's disk under a machine is full, or no longer."""
+        machine = self._running(id)
+        machine.full = full
+        self._write(machine)
+
+    def fail_disk(self, id: str) -> None:
+        """A write of the guest fails on the host, and the guest is told."""
+        self.publish(EngineEvent(id, "disk-error", "write of root-format: Input/output error"))
+
     def panic(self, id: str) -> None:
         """The guest's kernel panics."""
         machine = self._running(id)
@@ -186,7 +203,7 @@ class FakeWorld:
             machine is not None
             and machine.alive
             and machine.state is State.RUNNING
-            and not (machine.hung or machine.deaf)
+            and not (machine.hung or machine.deaf or machine.agentless)
             and machine.ready_at is not None
             and self.rt.clock.monotonic() >= machine.ready_at
         )
@@ -239,6 +256,12 @@ class FakeWorld:
         elif machine.state is State.CREATED:
             self._boot(machine)
         machine.state = State.RUNNING
+        self._write(machine)
+
+    def _write(self, machine: FakeMachine) -> None:
+        if machine.full and machine.state is State.RUNNING:
+            machine.state = State.STALLED
+            self.publish(EngineEvent(machine.machine.id, "disk-full", "write of root-format: No space left on device"))
 
     def reset(self, machine: FakeMachine) -> None:
         """The reset button."""
@@ -258,7 +281,7 @@ class FakeWorld:
 
     async def _obey(self, machine: FakeMachine, boots: int) -> None:
         await self.rt.clock.sleep(self.rt.random.uniform(*self.powerdown))
-        while machine.alive and (machine.hung or machine.state is State.PAUSED):
+        while machine.alive and (machine.hung or machine.state in (State.PAUSED, State.STALLED)):
             await self.rt.clock.sleep(0.5)
         same = self.machines.get(machine.machine.id) is machine and machine.boots == boots
         if same and machine.alive and machine.state is State.RUNNING and not machine.deaf:
@@ -266,7 +289,7 @@ class FakeWorld:
 
     def _boot(self, machine: FakeMachine) -> None:
         machine.boots += 1
-        machine.deaf = False
+        machine.deaf = machine.agentless = False
         for drive in machine.machine.drives:
             if drive.bootable:
                 machine.count(drive.name, reads=1, read=SECTOR)
@@ -327,6 +350,7 @@ class FakeEngine:
             accelerator=self._world.accelerator,
             memory=machine.machine.memory,
             exit=machine.exit,
+            fault="disk-full" if state is State.STALLED else "",
             forwards=machine.forwards,
             template=machine.machine.template,
         )
@@ -349,7 +373,7 @@ class FakeEngine:
 
     async def resume(self, id: str) -> None:
         machine = await self._answering(id)
-        if machine.state in (State.CREATED, State.PAUSED):
+        if machine.state in (State.CREATED, State.PAUSED, State.STALLED):
             self._world.run(machine)
             self._world.publish(EngineEvent(id, "state", "resume"))
 
@@ -409,6 +433,9 @@ class FakeEngine:
 
     async def discard(self, template: str) -> None:
         self._world.templates.discard(template)
+
+    async def listens(self, id: str) -> bool:
+        return not (await self._answering(id)).agentless
 
     async def vcpus(self, id: str) -> tuple[int, ...]:
         machine = await self._answering(id)

@@ -122,6 +122,8 @@ class State(StrEnum):
     """The process is there, its CPUs have not run yet."""
     RUNNING = "running"
     PAUSED = "paused"
+    STALLED = "stalled"
+    """Its CPUs stand still because a disk of the host failed or is full; they may be let run again."""
     SHUTDOWN = "shutdown"
     """The guest powered off; the process is about to end."""
     PANICKED = "panicked"
@@ -157,6 +159,8 @@ class Sighting(Struct, frozen=True, kw_only=True):
     memory: int = 0
     """Bytes its hardware has; 0 of one that is not known."""
     exit: Exit | None = None
+    fault: str = ""
+    """Of a stalled one: ``disk-full`` or ``disk-error``."""
     forwards: tuple[HostForward, ...] = ()
     template: str | None = None
     """What it was forked from: that template's memory is held as long as this process lives."""
@@ -193,7 +197,8 @@ class Template(Struct, frozen=True, kw_only=True):
 class EngineEvent(NamedTuple):
     """Something happened to a machine.
 
-    ``kind`` is ``exited``, ``state``, ``panic``, ``reset``, ``shutdown`` or ``io-error``.
+    ``kind`` is ``exited``, ``state``, ``panic``, ``reset``, ``shutdown``, ``disk-error`` (the guest was told) or
+    ``disk-full`` (it stands still).
     """
 
     id: str
@@ -367,6 +372,10 @@ class Engine(Protocol):
 
     async def remove(self, id: str) -> None:
         """Forget a machine that does not run: no file, socket or record of it is left."""
+        ...
+
+    async def listens(self, id: str) -> bool:
+        """Somebody in the guest holds corral-guest's port open. Raises Refused ``wrong-phase`` when it does not run."""
         ...
 
     async def vcpus(self, id: str) -> tuple[int, ...]:

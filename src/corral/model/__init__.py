@@ -14,13 +14,13 @@ from corral.model.network import Network, NetworkSpec
 from corral.model.project import Project, ProjectSpec
 from corral.model.record import Event, EventSpec, Step, Task, TaskSpec, TaskState, TaskStatus
 from corral.model.template import Template, TemplatePhase, TemplateSpec, TemplateStatus
-from corral.model.vm import Cpu, Disk, Forward, Memory, Nic, Phase, Power, Restart, Vm, VmSpec, VmStatus
+from corral.model.vm import Cpu, Disk, Forward, Memory, Nic, OnHang, Phase, Power, Restart, Vm, VmSpec, VmStatus
 from corral.model.volume import Volume, VolumeSpec, VolumeStatus
 
 __all__ = [
     "KINDS", "Accelerator", "Cpu", "Disk", "Event", "EventSpec", "Flavor", "FlavorSpec", "Forward", "Host", "HostSpec",
     "HostStatus", "Image", "ImagePhase", "ImageSpec", "ImageStatus", "Kind", "Memory", "Meta", "Network",
-    "NetworkSpec", "Nic", "Phase", "Power", "Project", "ProjectSpec", "Resource", "Restart", "Step", "Task",
+    "NetworkSpec", "Nic", "OnHang", "Phase", "Power", "Project", "ProjectSpec", "Resource", "Restart", "Step", "Task",
     "TaskSpec", "TaskState", "TaskStatus", "Template", "TemplatePhase", "TemplateSpec", "TemplateStatus", "Vm",
     "VmSpec", "VmStatus", "Volume", "VolumeSpec", "VolumeStatus", "kind_of",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from corral.model.patch import public
 
 LIVE = (
     "cpu.weight", "cpu.limit", "cpu.reserve", "disk.root.iops", "disk.root.bandwidth", "disk.root.iops_burst",
-    "disk.root.bandwidth_burst", "disk.root.burst_s", "restart", "power", "ephemeral",
+    "disk.root.bandwidth_burst", "disk.root.burst_s", "restart", "on_hang", "power", "ephemeral",
 )  # fmt: skip
 """Fields that a running VM follows within a second or two; its hardware is what it was started with."""
 Effect = Literal["live", "restart", "now", "impossible"]

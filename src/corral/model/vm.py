@@ -27,6 +27,15 @@ class Restart(StrEnum):
     NEVER = "never"
 
 
+class OnHang(StrEnum):
+    """What happens when the guest, or its QEMU, has been silent for long."""
+
+    RESTART = "restart"
+    """Its power is cut, and it starts again as ``restart`` says."""
+    REPORT = "report"
+    """It is told, nothing else."""
+
+
 class Phase(StrEnum):
     """What the VM is seen doing. ``unknown`` is a state of its own: nothing is started or destroyed on a guess."""
 
@@ -127,6 +136,8 @@ class VmSpec(Struct, frozen=True, kw_only=True):
     template: str = ""
     """Id of the template that it must be forked from (a fork of a running VM); written by the platform."""
     restart: Restart = Restart.ON_FAILURE
+    on_hang: OnHang = OnHang.RESTART
+    """Only guests whose ``corral-guest`` has answered in this boot can be told to hang; not with ``restart: never``."""
     power: Power = Power.RUNNING
     boots: int = 1
     """Wanted count of boots: one more asks for a restart."""
@@ -155,6 +166,9 @@ class VmStatus(Struct, frozen=True, kw_only=True):
     phase: Phase = Phase.PENDING
     reason: str = ""
     """Why the phase is not what was asked for; empty when it is."""
+    cause: str = ""
+    """The same as one stable word: guest-panic, guest-hang, qemu-silent, out-of-memory, disk-full …; empty when all is
+    well."""
     host: str = ""
     epoch: int = 0
     """Rises with every placement; an agent never acts on a lower one than it has seen."""

@@ -30,6 +30,7 @@ TEMPLATE_POINTS = (
     "template.delete",
     "template.discarded",
 )
+FAILURE_POINTS = ("end.recorded",)
 PLACEMENT_POINTS = ("place.chosen", "place.recorded")
 API_POINTS = ("api.before-commit", "api.after-commit")
 ENGINE_POINTS = ("engine.spawn.dir", "engine.spawn.process", "engine.spawn.recorded")
@@ -37,6 +38,6 @@ FREEZE_POINTS = ("engine.freeze.prepared", "engine.freeze.recorded")
 FORK_POINTS = ("engine.fork.loaded", "fork.disk", "fork.identified", "fork.linked")
 ABANDON_POINTS = ("abandoned.found", "abandoned.recorded")
 ALL_POINTS = (
-    *VM_POINTS, *PLACEMENT_POINTS, *API_POINTS, *ENGINE_POINTS, *FREEZE_POINTS, *FORK_POINTS, *TEMPLATE_POINTS,
-    *ABANDON_POINTS,
+    *VM_POINTS, *FAILURE_POINTS, *PLACEMENT_POINTS, *API_POINTS, *ENGINE_POINTS, *FREEZE_POINTS, *FORK_POINTS,
+    *TEMPLATE_POINTS, *ABANDON_POINTS,
 )  # fmt: skip

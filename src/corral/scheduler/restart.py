@@ -11,11 +11,20 @@ from typing import NamedTuple
 
 from corral.model import Restart
 
-FIRST_DELAY_S = 10.0
-LONGEST_DELAY_S = 300.0
-HEALTHY_S = 600.0
-"""A VM that ran this long has shown that it can: its earlier failures no longer count."""
-POISON = 3
+
+class Patience(NamedTuple):
+    """How long, how often."""
+
+    first_s: float = 10.0
+    longest_s: float = 300.0
+    healthy_s: float = 600.0
+    """A VM that ran this long has shown that it can: its earlier failures no longer count."""
+    poison: int = 3
+    """Failures in a row after which it is given up."""
+
+
+USUAL = Patience()
+POISON = USUAL.poison
 
 
 class Follow(StrEnum):
@@ -34,19 +43,33 @@ class Outcome(NamedTuple):
     delay_s: float = 0.0
 
 
-def backoff(failures: int) -> float:
+def backoff(failures: int, patience: Patience = USUAL) -> float:
     """Seconds to wait after so many failures in a row (1 or more)."""
-    return min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(failures - 1, 16))
+    return min(patience.longest_s, patience.first_s * 2.0 ** min(failures - 1, 16))
 
 
-def after_end(policy: Restart, *, clean: bool, failures: int, ran_s: float | None) -> Outcome:
-    """``clean``: the guest powered itself off. ``failures``: before this end. ``ran_s``: how long it ran, if known."""
-    before = 0 if ran_s is not None and ran_s >= HEALTHY_S else failures
+def after_end(
+    policy: Restart, *, clean: bool, failures: int, ran_s: float | None, blameless: bool = False,
+    patience: Patience = USUAL,
+) -> Outcome:  # fmt: skip
+    """What follows an end that nobody asked for.
+
+    Args:
+        clean: the guest powered itself off.
+        failures: before this end.
+        ran_s: how long it ran, if known.
+        blameless: its host failed, not the VM: it is started again at once, and nothing is counted.
+    """
+    before = 0 if ran_s is not None and ran_s >= patience.healthy_s else failures
     if clean:
         if policy is not Restart.ALWAYS:
             return Outcome(Follow.STOPPED, 0)
-        return Outcome(Follow.AGAIN, before + 1, backoff(before + 1))
+        return Outcome(Follow.AGAIN, before + 1, backoff(before + 1, patience))
+    if policy is Restart.NEVER:
+        return Outcome(Follow.ERROR, before + 1)
+    if blameless:
+        return Outcome(Follow.AGAIN, before)
     count = before + 1
-    if policy is Restart.NEVER or count >= POISON:
+    if count >= patience.poison:
         return Outcome(Follow.ERROR, count)
-    return Outcome(Follow.AGAIN, count, backoff(count))
+    return Outcome(Follow.AGAIN, count, backoff(count, patience))

@@ -18,7 +18,7 @@ import uvicorn
 
 from corral.agent.agent import Agent
 from corral.agent.live import AgentLive
-from corral.agent.settings import Settings
+from corral.agent.settings import Settings, read
 from corral.api.app import build
 from corral.api.service import Service
 from corral.controllers.abandoned import Abandoned
@@ -61,19 +61,22 @@ async def serve(
         engine: ``qemu``, or ``fake`` for a pretended host.
         ready_fd: a descriptor that gets one line when the API answers, and is closed.
 
-    Raises Refused ``in-use`` when another daemon has the directory.
+    Raises Refused ``in-use`` when another daemon has the directory, Invalid when its ``agent.toml`` is wrong.
     """
     for text in addresses:
         listen.parse(text)
+    settings = _settings(home)
     home.make()
     lock = Lock(home.state / "daemon.lock")
     try:
-        await _serve_locked(home, addresses, engine, ready_fd)
+        await _serve_locked(home, settings, addresses, engine, ready_fd)
     finally:
         lock.release()
 
 
-async def _serve_locked(home: Home, addresses: tuple[str, ...], engine: str, ready_fd: int | None) -> None:
+async def _serve_locked(
+    home: Home, settings: Settings, addresses: tuple[str, ...], engine: str, ready_fd: int | None
+) -> None:
     rt = Runtime(faults=KillAt.from_environment())
     world = _world(home, rt, engine)
     store = await SqliteStore(home.store, rt).open()
@@ -86,7 +89,8 @@ async def _serve_locked(home: Home, addresses: tuple[str, ...], engine: str, rea
         await service.ensure_defaults()
         agent = Agent(
             objects, world.engine, world.joined, rt,
-            host_name=host_name(), host_id=host_id(home, rt.random), ssh_key=ssh_key(home), settings=_settings(),
+            host_name=host_name(), host_id=host_id(home, rt.random), ssh_key=ssh_key(home),
+            settings=settings,
         )  # fmt: skip
         live = AgentLive(agent, home.state)
         names = tuple(listen.text_of(one) for one in sockets)
@@ -121,9 +125,12 @@ async def _serve_locked(home: Home, addresses: tuple[str, ...], engine: str, rea
         log.info("ended")
 
 
-def _settings() -> Settings:
-    """``CORRAL_TEMPLATES=off``: no templates but those that are asked for."""
-    return Settings(templates=os.environ.get("CORRAL_TEMPLATES", "on") not in ("off", "0", "no", "false"))
+def _settings(home: Home) -> Settings:
+    """What the host's ``agent.toml`` says. ``CORRAL_TEMPLATES=off``: no templates but those that are asked for."""
+    settings = read(home.state / "agent.toml")
+    if os.environ.get("CORRAL_TEMPLATES", "on") in ("off", "0", "no", "false"):
+        return settings._replace(templates=False)
+    return settings
 
 
 def _world(home: Home, rt: Runtime, engine: str) -> World:

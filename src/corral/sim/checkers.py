@@ -22,6 +22,10 @@ from corral.store.protocol import Batch, Change
 STALE_S = 30.0
 """How old a record may be that an agent acts upon: its watch is delayed, and each step takes a while."""
 
+LEAST_SILENCE_S = 14.0
+"""Nobody is given up who was silent for less: three missed beats, and the patience of the simulated settings."""
+GIVEN_UP = ("guest-hang", "qemu-silent")
+
 _vm = msgspec.json.Decoder(Vm)
 _task = msgspec.json.Decoder(Task)
 
@@ -40,6 +44,9 @@ class Life:
     disk_made: bool = False
     hurt: float = -1e9
     """When something was last done to its machine by nature."""
+    silent_since: float | None = None
+    silent_until: float | None = None
+    """When its guest, or its QEMU, last fell silent, and answered again."""
 
 
 @dataclass
@@ -112,6 +119,8 @@ class Checkers:
             self.expect(kept, "I6", f"the deletion of {vm.meta.name} was forgotten")
             rising = vm.spec.boots >= before.spec.boots and vm.meta.generation >= before.meta.generation
             self.expect(rising, "I3", f"a wish about {vm.meta.name} was lost: boots or generation fell")
+            if gave_up(vm) and not gave_up(before):
+                self.expect(self._was_silent(life), "I6", f"{vm.meta.name} is given up, and was not silent for long")
             lost = vm.spec != before.spec and vm.meta.generation == before.meta.generation
             self.expect(not lost, "I3", f"the spec of {vm.meta.name} changed without a new generation")
         life.vm, life.created = vm, True
@@ -121,6 +130,12 @@ class Checkers:
         life.wished_off |= off or vm.spec.boots > vm.status.boots
         life.wished_pause |= vm.spec.power is Power.PAUSED
         life.wished_reset |= vm.spec.resets > vm.status.resets
+
+    def _was_silent(self, life: Life) -> bool:
+        now = asyncio.get_running_loop().time()
+        if life.silent_since is None or now - life.silent_since < LEAST_SILENCE_S:
+            return False
+        return life.silent_until is None or now - life.silent_until < STALE_S
 
     def _vm_removed(self, id: str, life: Life, keys: dict[str, Change]) -> None:
         vm = life.vm
@@ -179,9 +194,18 @@ class Checkers:
         """Nature does something to a machine."""
         self.lives.setdefault(id, Life()).hurt = asyncio.get_running_loop().time()
 
+    def silenced(self, id: str, silent: bool) -> None:
+        """A guest or its QEMU falls silent, or answers again."""
+        life, now = self.lives.setdefault(id, Life()), asyncio.get_running_loop().time()
+        if not silent:
+            life.silent_until = now
+        elif life.silent_since is None or life.silent_until is not None:
+            life.silent_since, life.silent_until = now, None
+
     def creating(self, machine: Machine) -> None:
         id, now = machine.id, asyncio.get_running_loop().time()
         life = self.lives.setdefault(id, Life())
+        life.silent_since = life.silent_until = None
         name = self.name(id)
         self.narration.tell(f"host: create {name} epoch={machine.epoch}")
         if life.vm is None:
@@ -205,7 +229,8 @@ class Checkers:
         if life is None or life.vm is None:
             self.breaks("I6", f"{name} is killed and has no record")
         elif self.world.machines[id].state not in (State.PANICKED, State.SHUTDOWN):
-            self.expect(life.wished_off, "I6", f"{name} is killed, and its record never wanted that")
+            wanted = life.wished_off or gave_up(life.vm)
+            self.expect(wanted, "I6", f"{name} is killed, and its record never wanted that")
 
     def removing(self, id: str) -> None:
         life = self.lives.get(id)
@@ -241,6 +266,11 @@ class Checkers:
         self.expect(machine is None or not machine.alive, "I1", f"the disks of {name} are removed while it runs")
 
 
+def gave_up(vm: Vm) -> bool:
+    """The record says that it hung, and that this was its end."""
+    return vm.status.cause in GIVEN_UP and vm.status.phase in (Phase.PENDING, Phase.ERROR)
+
+
 def life_state(vm: Vm) -> State:
     """What a machine must be when its VM is as wanted."""
     if vm.spec.power is Power.STOPPED:
@@ -249,10 +279,10 @@ def life_state(vm: Vm) -> State:
 
 
 def state_of(machine: FakeMachine | None) -> State:
-    """What a machine is in truth. One whose CPUs were never let run stands as still as a paused one."""
+    """What a machine is in truth. One whose CPUs never ran, or whose disk is full, is as still as a paused one."""
     if machine is None or not machine.alive:
         return State.EXITED
-    return State.PAUSED if machine.state is State.CREATED else machine.state
+    return State.PAUSED if machine.state in (State.CREATED, State.STALLED) else machine.state
 
 
 def settled(vm: Vm) -> bool:

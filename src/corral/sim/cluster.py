@@ -15,6 +15,7 @@ from typing import Any
 from corral.agent.agent import Agent
 from corral.agent.grants.absent import NoGovernor
 from corral.agent.ports import Joined
+from corral.agent.settings import Settings
 from corral.api.service import Service
 from corral.controllers.collect import Collector
 from corral.controllers.placement import Placement
@@ -45,6 +46,8 @@ from corral.store.memory import MemoryStore
 from corral.store.objects import Objects
 
 HOST, HOST_ID = "sim", "00000000-0000-4000-8000-00000000000a"
+SETTINGS = Settings(heartbeat_s=2.0, heartbeat_timeout_s=1.0, hang_patience_s=8.0, silent_patience_s=30.0)
+"""Less patient than usual: what goes wrong does so for a minute."""
 RESTART_S = (0.2, 3.0)
 """How long after its death a process is started again, seconds."""
 
@@ -201,6 +204,6 @@ class Cluster:
             groups=NoGroups("a simulated host"), governing=NoGovernor(),
         )  # fmt: skip
         try:
-            await Agent(objects, engine, joined, rt, host_name=HOST, host_id=HOST_ID).run()
+            await Agent(objects, engine, joined, rt, host_name=HOST, host_id=HOST_ID, settings=SETTINGS).run()
         finally:
             self.world.attach(engine, False)

@@ -104,6 +104,7 @@ async def _nature(cluster: Cluster, dice: random.Random) -> None:
                 "panic",
                 "hang",
                 "deafen",
+                "fill_disk",
                 "poweroff",
                 "reboot",
                 "port",
@@ -149,9 +150,9 @@ def _hurt(cluster: Cluster, deed: str, id: str, dice: random.Random) -> None:
     cluster.narration.tell(f"FAULT {cluster.checkers.name(id)}: {deed}")
     cluster.checkers.hurt(id)
     {"crash": world.crash, "panic": world.panic, "hang": world.hang, "deafen": world.deafen,
-     "poweroff": world.poweroff, "reboot": world.reboot}[deed](id)  # fmt: skip
-    if deed in ("hang", "deafen"):
-        undo = world.hang if deed == "hang" else world.deafen
+     "poweroff": world.poweroff, "reboot": world.reboot, "fill_disk": world.fill_disk}[deed](id)  # fmt: skip
+    if deed in ("hang", "deafen", "fill_disk"):
+        undo = {"hang": world.hang, "deafen": world.deafen, "fill_disk": world.fill_disk}[deed]
         length = dice.choice([1.0, 8.0, 40.0])
 
         def recover() -> None:
@@ -180,6 +181,7 @@ async def _storm(cluster: Cluster, dice: random.Random) -> AsyncIterator[None]:
         if machine.alive:
             world.hang(id, False)
             world.deafen(id, False)
+            world.fill_disk(id, False)
 
 
 async def _check_converged(cluster: Cluster) -> None:

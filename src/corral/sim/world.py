@@ -41,6 +41,8 @@ class Observer(Protocol):
 
     def asking(self, id: str) -> None: ...
 
+    def silenced(self, id: str, silent: bool) -> None: ...
+
     def disk_made(self, id: str) -> None: ...
 
     def disk_removing(self, id: str) -> None: ...
@@ -53,6 +55,14 @@ class SimWorld(FakeWorld):
         super().__init__(rt)
         self._observer = observer
         self._nobody = contextvars.copy_context()
+
+    def hang(self, id: str, hung: bool = True) -> None:
+        super().hang(id, hung)
+        self._observer.silenced(id, hung or self.machines[id].deaf)
+
+    def deafen(self, id: str, deaf: bool = True) -> None:
+        super().deafen(id, deaf)
+        self._observer.silenced(id, deaf or self.machines[id].hung)
 
     def press(self, machine: FakeMachine) -> None:
         self._observer.asking(machine.machine.id)

@@ -242,6 +242,10 @@ class QemuEngine:
     async def discard(self, template: str) -> None:
         """There are none."""
 
+    async def listens(self, id: str) -> bool:
+        rows = await (await self._known(id)).command(Verb.CHANNELS)
+        return any(row["label"] == "guest" and row["frontend-open"] for row in rows)
+
     async def vcpus(self, id: str) -> tuple[int, ...]:
         machine = await self._known(id)
         rows = await machine.command(Verb.CPUS)

@@ -27,7 +27,7 @@ COMMAND_DEADLINE = 5.0
 KILL_DEADLINE = 10.0
 """SIGKILL takes effect when the kernel is done with the process's present call; a hung disk can delay that."""
 
-# QEMU's run states → ours. What is not here (suspended, watchdog, io-error …) has CPUs that stand still: paused.
+# QEMU's run states → ours. What is not here (suspended, watchdog …) has CPUs that stand still: paused.
 _STATES = {
     "prelaunch": State.CREATED,
     "inmigrate": State.CREATED,
@@ -35,6 +35,7 @@ _STATES = {
     "shutdown": State.SHUTDOWN,
     "guest-panicked": State.PANICKED,
     "internal-error": State.PANICKED,
+    "io-error": State.STALLED,
 }
 _EVENTS = {
     "STOP": "state",
@@ -42,7 +43,7 @@ _EVENTS = {
     "RESET": "reset",
     "SHUTDOWN": "shutdown",
     "GUEST_PANICKED": "panic",
-    "BLOCK_IO_ERROR": "io-error",
+    "BLOCK_IO_ERROR": "disk-error",
 }
 
 
@@ -143,8 +144,11 @@ class QemuMachine:
         return await self.call(verb, arguments, timeout=timeout)
 
     def _on_event(self, name: str, data: dict[str, Any]) -> None:
-        message = str(data.get("reason") or data.get("action") or name.lower())[:200]
-        self._publish(EngineEvent(self.id, _EVENTS[name], message))
+        kind, message = _EVENTS[name], str(data.get("reason") or data.get("action") or name.lower())
+        if name == "BLOCK_IO_ERROR":
+            kind = kind if data.get("action") == "report" else "disk-full"
+            message = f"{data.get('operation')} of {data.get('node-name')}: {message}"
+        self._publish(EngineEvent(self.id, kind, message[:200]))
 
     async def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
@@ -170,11 +174,17 @@ class QemuMachine:
         try:
             answer = await self.call(Verb.STATUS, timeout=STATUS_DEADLINE)
             state = _STATES.get(str(answer["status"]), State.PAUSED)
+            fault = await self._fault() if state is State.STALLED else ""
         except Unavailable:
-            state = State.UNRESPONSIVE
-        return self._sighting(State.EXITED if self._has_ended() else state)
+            state, fault = State.UNRESPONSIVE, ""
+        return self._sighting(State.EXITED if self._has_ended() else state, fault)
 
-    def _sighting(self, state: State) -> Sighting:
+    async def _fault(self) -> str:
+        """Why it stands still: QEMU keeps it beside each disk until it goes on."""
+        disks = await self.call(Verb.DISKS, timeout=STATUS_DEADLINE)
+        return "disk-full" if any(disk.get("io-status") == "nospace" for disk in disks) else "disk-error"
+
+    def _sighting(self, state: State, fault: str = "") -> Sighting:
         record = self.record
         forwards = forwards_of(record.machine)
         if state is State.EXITED:
@@ -184,7 +194,7 @@ class QemuMachine:
             )  # fmt: skip
         return Sighting(
             id=self.id, state=state, pid=record.pid, started_at=record.started_at, epoch=record.machine.epoch,
-            accelerator=record.accelerator, memory=record.machine.memory, forwards=forwards,
+            accelerator=record.accelerator, memory=record.machine.memory, forwards=forwards, fault=fault,
         )  # fmt: skip
 
 

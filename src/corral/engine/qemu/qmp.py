@@ -33,6 +33,8 @@ class Verb(StrEnum):
 
     STATUS = "query-status"
     CPUS = "query-cpus-fast"
+    DISKS = "query-block"
+    CHANNELS = "query-chardev"
     BLOCK_STATS = "query-blockstats"
     BALLOON_STATE = "query-balloon"
     BALLOON = "balloon"
