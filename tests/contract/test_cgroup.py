@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from corral.errors import CorralError
-from corral.host.cgroup import Groups, choose
+from corral.host.cgroup import Groups, choose, files
 from corral.host.cgroup.none import NoGroups
 from corral.host.cgroup.v1 import GroupsV1
 from corral.host.cgroup.v2 import GroupsV2
@@ -70,19 +71,24 @@ def test_what_was_used_is_read(tmp_path: Path) -> None:
     (tmp_path / "cpuacct" / "corral-test" / ID / "cpuacct.usage").write_text("1500000000\n")
     (tmp_path / "cpu" / "corral-test" / ID / "cpu.stat").write_text("nr_periods 3\nthrottled_time 250000000\n")
     (tmp_path / "memory" / "corral-test" / ID / "memory.oom_control").write_text("under_oom 0\noom_kill 2\n")
-    assert (one.usage(ID), one.throttled(ID), one.ooms(ID)) == (1.5, 0.25, 2)
+    assert (one.meter(ID).usage(), one.meter(ID).throttled(), one.ooms(ID)) == (1.5, 0.25, 2)
     (tmp_path / "two").mkdir()
     two, _ = v2(tmp_path / "two")
     two.prepare(ID)
     group = tmp_path / "two" / "corral-test" / ID
     (group / "cpu.stat").write_text("usage_usec 1500000\nuser_usec 1\nthrottled_usec 250000\n")
     (group / "memory.events").write_text("low 0\noom 2\noom_kill 2\n")
-    assert (two.usage(ID), two.throttled(ID), two.ooms(ID)) == (1.5, 0.25, 2)
+    assert (two.meter(ID).usage(), two.meter(ID).throttled(), two.ooms(ID)) == (1.5, 0.25, 2)
 
 
 def test_a_group_that_is_not_there_has_used_nothing(tmp_path: Path) -> None:
     groups, _ = v1(tmp_path)
-    assert (groups.usage(ID), groups.throttled(ID), groups.ooms(ID), groups.inventory()) == (0.0, 0.0, 0, [])
+    assert (groups.meter(ID).usage(), groups.meter(ID).throttled(), groups.ooms(ID), groups.inventory()) == (
+        0.0,
+        0.0,
+        0,
+        [],
+    )
     groups.remove(ID)
 
 
@@ -114,11 +120,12 @@ def test_the_groups_of_this_host_work(tmp_path: Path) -> None:
             file.write_text(str(busy.pid))
         groups.weight(ID, 0.5)
         groups.cap(ID, 0.2)
-        before, began = groups.usage(ID), time.monotonic()
+        meter = groups.meter(ID)
+        before, began = meter.usage(), time.monotonic()
         time.sleep(1.0)
-        used = (groups.usage(ID) - before) / (time.monotonic() - began)
+        used = (meter.usage() - before) / (time.monotonic() - began)
         assert 0 < used < 0.3
-        assert groups.throttled(ID) > 0
+        assert meter.throttled() > 0
         with pytest.raises(CorralError, match="still has a process"):
             groups.remove(ID)
     finally:
@@ -128,3 +135,104 @@ def test_the_groups_of_this_host_work(tmp_path: Path) -> None:
     assert ID not in groups.inventory()
     for parent in {file.parent.parent for file in files}:
         os.rmdir(parent)
+
+
+def test_a_mounted_version_2_counts_and_clears_up_as_the_pretended_one(tmp_path: Path) -> None:
+    """Against the kernel's own files. Where its cpu controller is taken by version 1 it still counts CPU time."""
+    rows = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    root = next((Path(where) for _, where, kind, *_ in rows if kind == "cgroup2"), None)
+    if root is None or os.geteuid() != 0:
+        pytest.skip("no cgroup v2 that we may write")
+    has = frozenset((root / "cgroup.controllers").read_text().split())
+    name = f"corral-test-{os.getpid()}"
+    groups = GroupsV2(root, name, 2, has)
+    group = root / name / ID
+    if "cpu" in has:
+        groups.prepare(ID)
+        groups.cap(ID, 0.2)
+    else:
+        with pytest.raises(CorralError, match=r"cpu\.weight"):
+            groups.prepare(ID)
+        group.mkdir()
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        (group / "cgroup.procs").write_text(str(busy.pid))
+        meter = groups.meter(ID)
+        before, began = meter.usage(), time.monotonic()
+        time.sleep(0.5)
+        assert 0 < meter.usage() - before <= time.monotonic() - began + 0.05
+        assert groups.inventory() == [ID]
+        with pytest.raises(CorralError, match="still has a process"):
+            groups.remove(ID)
+    finally:
+        busy.kill()
+        busy.wait()
+    groups.remove(ID)
+    assert groups.inventory() == []
+    (root / name).rmdir()
+
+
+class Systemd:
+    """A pretended systemd: its two commands, and the hierarchy in which it makes a service's group."""
+
+    def __init__(self, where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root, self.calls, self.init = where / "cgroup", where / "calls", where / "init"
+        self.init.mkdir()
+        self.root.mkdir()
+        (self.root / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
+        self.mounts = where / "mounts"
+        self.mounts.write_text(f"cgroup2 {self.root} cgroup2 rw 0 0\n")
+        commands = where / "bin"
+        commands.mkdir()
+        self.group = self.root / "machine.slice" / "unit"
+        self._command(commands / "systemctl", f'[ -d {self.group} ] && echo /machine.slice/unit || echo ""')
+        self._command(
+            commands / "systemd-run",
+            f'echo "$@" >> {self.calls}; mkdir -p {self.group}; echo 4242 > {self.group}/cgroup.procs; '
+            f"echo cpu memory > {self.group}/cgroup.controllers",
+        )
+        monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+        # In the kernel's file system a group's own files do not keep it from being removed.
+        monkeypatch.setattr(files, "remove", lambda path: shutil.rmtree(path, ignore_errors=True))
+
+    def _command(self, path: Path, script: str) -> None:
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+
+    def choose(self, state: Path) -> Groups:
+        return choose(state, self.mounts, self.init)
+
+
+def test_where_systemd_runs_it_is_asked_for_a_part_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    systemd = Systemd(tmp_path, monkeypatch)
+    groups = systemd.choose(tmp_path)
+    assert groups.shares, groups.describe()
+    asked = systemd.calls.read_text()
+    assert "--property=Delegate=yes" in asked
+    assert f"--property=CPUWeight={100 * len(os.sched_getaffinity(0))}" in asked
+    # A group that hands controllers down holds no processes itself.
+    assert (systemd.group / "keeper" / "cgroup.procs").read_text() == "4242"
+    assert (systemd.group / "cgroup.subtree_control").read_text() == "+cpu +memory"
+    groups.prepare(ID)
+    groups.cap(ID, 0.5)
+    assert (systemd.group / "vms" / ID / "cpu.max").read_text() == "10000 20000"
+    systemd.choose(tmp_path)
+    assert len(systemd.calls.read_text().splitlines()) == 1  # it is there already
+
+
+def test_a_systemd_that_refuses_is_named_and_vms_run_without_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    systemd = Systemd(tmp_path, monkeypatch)
+    systemd._command(tmp_path / "bin" / "systemd-run", "echo 'Access denied' >&2; exit 1")
+    groups = systemd.choose(tmp_path)
+    assert not groups.shares
+    assert "systemd-run refused: Access denied" in groups.describe()
+
+
+def test_a_systemd_without_the_cpu_controller_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    systemd = Systemd(tmp_path, monkeypatch)
+    systemd.choose(tmp_path)
+    (systemd.group / "cgroup.controllers").write_text("memory pids\n")
+    assert "no cpu controller" in systemd.choose(tmp_path).describe()

@@ -325,3 +325,14 @@ def test_flavors_have_the_limits_of_vms() -> None:
 )
 def test_labels_are_words(labels: dict[str, str]) -> None:
     assert list(label_problems(labels))
+
+
+@pytest.mark.parametrize(
+    ("cpu", "refused"),
+    [
+        ({"burst": 60.0, "limit": 0.5}, False), ({"burst": 0.0}, False), ({"burst": 60.0}, True),
+        ({"burst": -1.0, "limit": 0.5}, True), ({"burst": 1e9, "limit": 0.5}, True),
+    ],
+)  # fmt: skip
+def test_a_burst_needs_a_limit_below_which_it_is_saved(cpu: dict[str, Any], refused: bool) -> None:
+    assert ("spec.cpu.burst" in problems({"cpu": cpu})) == refused

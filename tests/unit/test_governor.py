@@ -32,7 +32,8 @@ class Host:
     time: float = 0.0
     idle: float = 0.0
     moves: int = 0
-    weights: list[str] = field(default_factory=list)
+    others: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    """Part of each core that other programs take."""
 
     def run(self, seconds: float) -> None:
         """Let the time pass."""
@@ -40,9 +41,10 @@ class Host:
             for core in (0, 1):
                 here = [g for n, g in enumerate(self.guests.values()) if g.busy and self.place(n, g) == core]
                 total = sum(g.weight for g in here)
-                self.idle += 0 if here else SLICE_S
+                self.idle += 0 if here else SLICE_S * (1.0 - self.others[core])
                 for guest in here:
-                    got = SLICE_S * min(guest.weight / total, guest.cap if guest.cap is not None else 1.0)
+                    part = guest.weight / total * (1.0 - self.others[core])
+                    got = SLICE_S * min(part, guest.cap if guest.cap is not None else 1.0)
                     guest.used += got
                     guest.wait += SLICE_S - got
             self.time += SLICE_S
@@ -100,6 +102,10 @@ def go(host: Host, governor: Governor, seconds: float) -> dict[str, float]:
     return {id: (g.used - before[id]) / (host.time - began) for id, g in host.guests.items()}
 
 
+def saved(governor: Governor) -> float:
+    return governor.report().vms[0].saved
+
+
 @pytest.mark.parametrize("weights", [(1, 1, 1), (1, 1, 2), (1, 2, 3, 4), (1, 1, 1, 1, 1)])
 def test_busy_guests_get_by_weight_across_cores(weights: tuple[int, ...]) -> None:
     host, governor = governed(*(vm(f"v{n}", weight=100.0 * w) for n, w in enumerate(weights)))
@@ -143,7 +149,48 @@ def test_limits_become_caps_and_are_lifted_again() -> None:
     host, governor = governed(vm("a", limit=0.25))
     assert host.guests["a"].cap == 0.25
     governor.follow(Plan(vms=(vm("a"),)))
-    assert host.guests["a"].cap is None
+    caps = [host.guests["a"].cap]
+    while caps[-1] is not None and len(caps) < 20:
+        host.run(governor.step())
+        caps.append(host.guests["a"].cap)
+    assert list(dict.fromkeys(caps)) == [0.5, 0.75, None]  # a quarter of a core at each decision
+
+
+def test_a_plan_saves_below_its_limit_and_spends_above_it() -> None:
+    plan = vm("a", limit=0.25, burst=3.0)
+    host, governor = governed(plan)
+    host.guests["a"].busy = False
+    go(host, governor, 40.0)
+    assert saved(governor) == pytest.approx(3.0)  # 40 s · 0.25, but no more than it may
+    host.guests["a"].busy = True
+    assert go(host, governor, 3.0)["a"] > 0.7
+    assert go(host, governor, 30.0)["a"] < 0.25 + 3.0 / 30
+    assert saved(governor) == pytest.approx(0.0, abs=0.02)
+    assert go(host, governor, 10.0)["a"] == pytest.approx(0.25, rel=0.02)
+
+
+def test_whatever_a_guest_does_it_never_uses_more_than_its_limit_and_its_burst() -> None:
+    host, governor = governed(vm("a", limit=0.3, burst=1.5))
+    began, before = host.time, host.guests["a"].used
+    for busy_s, idle_s in ((5.0, 1.0), (0.7, 9.0), (2.0, 2.0), (6.0, 0.5)):
+        for busy, seconds in ((True, busy_s), (False, idle_s)):
+            host.guests["a"].busy = busy
+            go(host, governor, seconds)
+            assert host.guests["a"].used - before <= 0.3 * (host.time - began) + 1.5 + 0.02
+
+
+def test_a_new_governor_goes_on_with_what_was_saved() -> None:
+    _, governor = governed(vm("a", limit=0.25, burst=3.0, saved=2.0), vm("b", limit=0.25, burst=1.0, saved=2.0))
+    assert [row.saved for row in governor.report().vms] == [2.0, 1.0]
+
+
+def test_threads_are_bound_as_soon_as_other_programs_leave_too_little() -> None:
+    host, governor = governed(vm("a"), vm("b"))
+    host.others[0] = 0.5
+    go(host, governor, 6.0)
+    used = go(host, governor, 10.0)
+    assert used["a"] == pytest.approx(0.75, rel=0.02)
+    assert used["b"] == pytest.approx(0.75, rel=0.02)
 
 
 def test_a_projects_limit_holds_for_its_vms_together() -> None:

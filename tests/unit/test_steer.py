@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from corral.scheduler.shares.steer import Threads, drift, pack, settle, steer
+from corral.scheduler.shares.steer import Threads, distances, drift, pack, settle, steer
 
-ONE_NODE = np.zeros(2, dtype=int)
+ONE_NODE = distances(np.zeros(2, dtype=int), np.arange(2))
 
 
 def threads(*entitled: float, core: list[int] | None = None, siblings: list[int] | None = None) -> Threads:
@@ -77,5 +77,21 @@ def test_no_core_is_left_idle_while_threads_wait() -> None:
 
 def test_a_thread_stays_on_its_numa_node_for_small_gains() -> None:
     asked = threads(0.66, 0.66, 0.66, core=[0, 0, 1])._replace(deficit=np.array([0.001, 0.001, -0.002]))
-    assert list(steer(asked, np.ones(2), 0.02, np.array([0, 1]))) == [0, 0, 1]
+    assert list(steer(asked, np.ones(2), 0.02, distances(np.arange(2), np.arange(2)))) == [0, 0, 1]
     assert list(steer(asked, np.ones(2), 0.02, ONE_NODE)) != [0, 0, 1]
+
+
+def test_a_straddler_prefers_the_other_thread_of_its_physical_core() -> None:
+    pairs = distances(np.zeros(4, dtype=int), np.array([0, 0, 1, 1]))
+    asked = Threads(
+        np.array([0.8, 0.8, 0.8, 0.8, 0.8]), np.array([0.05, 0.0, 0.0, 0.0, 0.0]), np.array([0, 0, 3, 2, 1]),
+        np.arange(5),
+    )  # fmt: skip
+    moved = steer(asked, np.ones(4), 0.02, pairs)
+    assert list(moved) != list(asked.core)
+    assert list(moved // 2) == list(asked.core // 2)
+
+
+def test_busy_threads_begin_on_physical_cores_of_their_own() -> None:
+    alone = settle(np.array([0.5, 0.5]), np.array([-1, -1]), np.ones(4), np.arange(2), np.array([0, 0, 1, 1]))
+    assert {int(cpu) // 2 for cpu in alone} == {0, 1}

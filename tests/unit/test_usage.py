@@ -29,7 +29,15 @@ class OneReport:
 
     def report(self) -> Report | None:
         busy = VmReport(
-            id=vm_id("busy"), entitled=1.5, granted=1.25, used=1.0, demand=2.0, wait=0.5, credit=-0.25, throttled=0.0
+            id=vm_id("busy"),
+            entitled=1.5,
+            granted=1.25,
+            used=1.0,
+            demand=2.0,
+            wait=0.5,
+            credit=-0.25,
+            saved=3.5,
+            throttled=0.0,
         )
         return Report(
             at=5.0, period_s=1.0, cores=2, idle=0.25, foreign=0.75, cost=0.01, mode="a test", steering=True, vms=(busy,)
@@ -52,6 +60,7 @@ def test_usage_joins_what_is_wanted_reported_and_held() -> None:
         usage = await _two(stage)
         busy, new = usage.vms
         assert (busy.cpu.weight, busy.cpu.limit, busy.cpu.entitled, busy.cpu.used) == (300, 2.0, 1.5, 1.0)
+        assert (busy.cpu.saved, new.cpu.saved) == (3.5, None)
         assert (new.cpu.weight, new.cpu.limit, new.cpu.entitled, new.cpu.used) == (100, 1.0, None, None)
         assert busy.memory.used == new.memory.used == 100 * MIB
         (project,) = usage.projects

@@ -102,7 +102,7 @@ class Meter:
 
 def _vm(vm: Vm, said: VmReport | None, sums: Sums | None, held: int | None, moved: Traffic) -> VmUsage:
     spec = vm.spec.cpu
-    cpu = CpuUsage(weight=spec.weight, reserve=spec.reserve, limit=_limit(vm), total=_totals(sums))
+    cpu = CpuUsage(weight=spec.weight, reserve=spec.reserve, limit=_limit(vm), burst=spec.burst, total=_totals(sums))
     if said is not None:
         cpu = msgspec.structs.replace(
             cpu, entitled=said.entitled, granted=said.granted, used=said.used, wanted=said.demand, wait=said.wait,

@@ -28,6 +28,7 @@ flavor = noun("flavor", deletable=True)
 @click.option("--disk-iops-burst", type=int, metavar="N", help="As much while credit lasts.")
 @click.option("--disk-bandwidth-burst", type=SIZE, metavar="SIZE", help="As much while credit lasts.")
 @click.option("--disk-burst-s", type=int, metavar="N", help="Credit: so many seconds' worth of a burst (default: 10).")
+@click.option("--burst", type=float, metavar="SECONDS", help="CPU time that may be saved below the limit.")
 @click.pass_obj
 def create(session: Session, /, name: str, **options: Any) -> None:
     """Make a plan; `corral launch --flavor NAME` uses it."""

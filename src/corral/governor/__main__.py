@@ -12,7 +12,7 @@ import msgspec
 
 from corral.governor.hands import RealHands
 from corral.governor.loop import Governor
-from corral.governor.meter import nodes
+from corral.governor.meter import nodes, physical
 from corral.governor.protocol import Plan
 from corral.host import cgroup
 
@@ -31,7 +31,7 @@ def main() -> None:
     shares = groups if groups.shares else None
     hands = RealHands(cpus, shares)
     mode = groups.describe() if shares else f"nice values and affinity ({groups.describe()})"
-    governor = Governor(hands, nodes(cpus), f"{mode}; {_priority()}")
+    governor = Governor(hands, nodes(cpus), f"{mode}; {_priority()}", physical(cpus))
     try:
         _serve(governor, hands)
     finally:

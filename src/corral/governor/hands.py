@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from corral.governor.meter import ProcessClock, ThreadClock, Times, idle_s
 from corral.governor.protocol import Plan, VmPlan
-from corral.host.cgroup import Groups
+from corral.host.cgroup import Groups, Meter
 from corral.runtime.clock import SystemClock
 
 SAME = 0.005
@@ -37,7 +37,7 @@ class RealHands:
         for id, vm in wanted.items():
             if id not in self._vms:
                 with suppress(OSError):  # it has just ended: the next plan will not name it
-                    self._vms[id] = _Vm(vm)
+                    self._vms[id] = _Vm(vm, self._groups.meter(id) if self._groups is not None else None)
         return Plan(vms=tuple(vm for vm in plan.vms if vm.id in self._vms), projects=plan.projects)
 
     def now(self) -> float:
@@ -50,12 +50,12 @@ class RealHands:
         return idle_s(self._cpus)
 
     def used_s(self, id: str) -> float:
-        if self._groups is not None:
-            return float(self._groups.usage(id))
-        return self._vms[id].process.read()
+        vm = self._vms[id]
+        return vm.process.read() if vm.meter is None else vm.meter.usage()
 
     def throttled_s(self, id: str) -> float:
-        return float(self._groups.throttled(id)) if self._groups is not None else 0.0
+        meter = self._vms[id].meter
+        return 0.0 if meter is None else meter.throttled()
 
     def times(self, id: str) -> list[Times]:
         return [thread.read() for thread in self._vms[id].threads]
@@ -105,8 +105,8 @@ class RealHands:
 class _Vm:
     """Open counters of one VM. Raises OSError when its process is gone."""
 
-    def __init__(self, plan: VmPlan) -> None:
-        self.plan = plan
+    def __init__(self, plan: VmPlan, meter: Meter | None) -> None:
+        self.plan, self.meter = plan, meter
         self.weight: float | None = None
         self.cap: float | None = None
         self.nice = 0
@@ -115,5 +115,7 @@ class _Vm:
 
     def close(self) -> None:
         self.process.close()
+        if self.meter is not None:
+            self.meter.close()
         for thread in self.threads:
             thread.close()

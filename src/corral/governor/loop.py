@@ -1,20 +1,24 @@
 """One step of the governor: measure, decide, set what changed, and say when to look again.
 
 Asleep (a look every second) while nobody is hungry; every 250 ms while somebody is; every 20 ms only while the hungry
-threads need more than there is *and* no assignment to cores serves them exactly. A step that costs more than
-:data:`MOST_COST` of its interval stretches the interval.
+threads need more than there is *and* no assignment to cores serves them exactly. All of it slows down as long as it
+costs more than :data:`MOST_COST` of a core.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import numpy as np
 
+from corral.governor import burst
 from corral.governor.entitle import Demand, Grant, entitlements
 from corral.governor.meter import Times
 from corral.governor.protocol import Plan, Report, VmPlan, VmReport
-from corral.scheduler.shares.steer import Cores, Threads, drift, pack, settle, steer
+from corral.scheduler.ramp import CPU_STEPS, ramp
+from corral.scheduler.shares.few import MOST, Few, steer_few
+from corral.scheduler.shares.steer import Threads, distances, drift, pack, settle, steer
 
 TICK_S = 0.02
 QUIET_TICK_S = 0.1
@@ -22,9 +26,16 @@ QUIET_TICK_S = 0.1
 LOOK_S = 0.25
 ASLEEP_S = 1.0
 DECIDE_S = 0.1
-"""Entitlements are computed again this often while somebody is hungry."""
+"""Entitlements are not computed again before. While threads are steered they are every :data:`LOOK_S`, which leaves
+more for steering."""
 REPORT_S = 1.0
-MOST_COST = 0.02
+MOST_COST = 0.018
+"""Part of a core that this process may cost."""
+AFFORD_S = 1.0
+SLOWEST = 20.0
+"""Time constant of its cost, and what its intervals are multiplied by at most."""
+REPAY_EVERY_S = 0.1
+"""Weights follow deficits this often, between decisions too."""
 HUNGRY = 0.95
 """A thread that ran, or waited to run, this part of the time wants a whole core."""
 WAITING = 0.05
@@ -39,13 +50,17 @@ EXACT = 0.004
 TOLERATED = 0.01
 """A thread may drift from what it is entitled to by this part of a second until the next tick."""
 REPAY_S = 0.3
-"""While an assignment is exact, weights make up for deficits in about this time. The kernel's division of a core is off
-by up to a fifth where other threads of a VM wake up often: it then forgets part of what waiting ones are owed."""
+"""Weights make up for deficits in about this time, on any assignment. The kernel's division of a core is off by up to a
+fifth where other threads of a VM wake up often: it then forgets part of what waiting ones are owed. And beside other
+programs a core of one's own helps little: the weight of all VMs together goes to the cores where they have most."""
 MOST_REPAID = 0.5
 """Weights are changed by this part at most, so that those a dead governor leaves behind are still fair."""
 CAPACITY_S = 2.0
 LEAST_CAPACITY = 0.05
 """Cores. Time constant and floor of what the host has for VMs beside its other programs."""
+SHORT = 0.02
+STILL_SHORT = 0.005
+"""Cores that VMs want beyond what the host has for them until threads are bound to cores, and until they are let go."""
 SMOOTH_S = 0.5
 """Time constant of what a core has for VMs (the rest is other programs')."""
 
@@ -88,6 +103,10 @@ class Watched:
         self.demand = 0.0
         self.credit = 0.0
         """Deficit: what it was entitled to and did not get, seconds."""
+        self.saved = min(plan.saved, plan.burst)
+        """CPU-seconds that it saved up below its limit."""
+        self.cap = float(len(times))
+        """Cores that it can have at most right now; its CPUs: no cap."""
         self.grant = Grant(0.0, 0.0)
         self.decided = (used, times, throttled)
         """The counters at the last decision."""
@@ -96,23 +115,26 @@ class Watched:
 
 
 class Governor:
-    """Steps of one host's governor. ``nodes``: NUMA node of each CPU."""
+    """Steps of one host's governor. ``nodes``: NUMA node of each CPU; ``physical``: its physical core."""
 
-    def __init__(self, hands: Hands, nodes: list[int], mode: str) -> None:
+    def __init__(self, hands: Hands, nodes: list[int], mode: str, physical: list[int] | None = None) -> None:
         self._hands, self._mode = hands, mode
-        self._nodes = np.array(nodes)
+        self._physical = np.array(physical if physical is not None else range(len(nodes)))
+        self._far = distances(np.array(nodes), self._physical)
+        self._far_few = self._far.tolist()
         self._cores = len(nodes)
         self._vms: dict[str, Watched] = {}
         self._plan = Plan()
-        self._available = np.ones(self._cores)
-        self._last = self._decided_at = self._reported_at = hands.now()
+        self._available = [1.0] * self._cores
+        self._last = self._decided_at = self._repaid_at = self._reported_at = hands.now()
+        self._spent, self._slower = hands.busy_s(), 1.0
         self._steering = False
         self._idle = self._cost = self._reported_cost = 0.0
         self._reported_idle = hands.idle_s()
         self._exact = False
         self._capacity = float(self._cores)
         self._looked = hands.idle_s()
-        self._packed: tuple[object, Cores, float] | None = None
+        self._packed: tuple[object, list[int], float] | None = None
 
     def follow(self, plan: Plan) -> None:
         """Govern these VMs from now on; those that are no longer named are left as they are (their process is gone)."""
@@ -124,7 +146,7 @@ class Governor:
                 before.plan = vm
                 self._vms[vm.id] = before
             else:
-                one = Watched(vm, *self._read(vm.id))
+                one = Watched(vm, *self._read(vm.id), self._hands.throttled_s(vm.id))
                 one.hungry = [True] * len(one.times)  # it has just begun: it wants what it can get until it is seen
                 self._vms[vm.id] = one
         self._decide(self._hands.now())
@@ -141,34 +163,44 @@ class Governor:
         since = began - self._last
         if since > 0:
             self._charge(since)
-            self._last = began
-        if began - self._decided_at >= DECIDE_S * 0.9:
+            self._afford((spent - self._spent) / since, since)
+            self._last, self._spent = began, spent
+        if began - self._decided_at >= (LOOK_S if self._steering else DECIDE_S) * 0.9:
             self._decide(began)
+        elif began - self._repaid_at >= REPAY_EVERY_S * 0.9:
+            self._repay(began)
         wait = self._steer() if self._steering else self._pause()
-        cost = self._hands.busy_s() - spent
-        self._cost = 0.9 * self._cost + 0.1 * cost if self._cost else cost
-        return max(wait, self._cost / MOST_COST)
+        return min(ASLEEP_S, wait * self._slower)
 
-    def _read(self, id: str) -> tuple[float, list[Times], float]:
-        return self._hands.used_s(id), self._hands.times(id), self._hands.throttled_s(id)
+    def _afford(self, cost: float, since: float) -> None:
+        """Go slower while this process costs more of a core than it may, and faster again. Not by the cost of single
+        steps: a slow governor decides at every step, which makes each of them dear, and would stay slow."""
+        keep = math.exp(-since / AFFORD_S)
+        self._cost = keep * self._cost + (1 - keep) * cost
+        self._slower = min(SLOWEST, max(1.0, self._slower * (1.1 if self._cost > MOST_COST else 0.9)))
+
+    def _read(self, id: str) -> tuple[float, list[Times]]:
+        return self._hands.used_s(id), self._hands.times(id)
 
     def _charge(self, since: float) -> None:
         """Charge what was used, credit what was due: entitlements of the hungry, scaled to what they got together."""
         got: dict[str, float] = {}
-        per_core = np.zeros(self._cores)
-        held = np.zeros(self._cores, dtype=bool)
+        per_core = [0.0] * self._cores
+        held = [False] * self._cores
         for id, vm in self._vms.items():
-            used, times, _ = vm.used, vm.times, vm.throttled
-            vm.used, vm.times, vm.throttled = self._read(id)
+            used, times = vm.used, vm.times
+            vm.used, vm.times = self._read(id)
             got[id] = vm.used - used
+            vm.saved = burst.save(vm.plan, vm.saved, got[id], since)
             for number, (before, after) in enumerate(zip(times, vm.times, strict=True)):
                 if vm.core[number] >= 0:
                     per_core[vm.core[number]] += after.run - before.run
                     held[vm.core[number]] = True
         if self._steering:
-            keep = np.exp(-since / SMOOTH_S)
-            seen = np.clip(per_core / since, 0.05, 1.0)
-            self._available = np.where(held, keep * self._available + (1 - keep) * seen, 1.0)
+            keep = math.exp(-since / SMOOTH_S)
+            for core, ran in enumerate(per_core):
+                seen = min(1.0, max(0.05, ran / since))
+                self._available[core] = keep * self._available[core] + (1 - keep) * seen if held[core] else 1.0
         hungry = [vm for vm in self._vms.values() if any(vm.hungry)]
         due = sum(vm.grant.entitled for vm in hungry)
         total = sum(got[vm.plan.id] for vm in hungry)
@@ -185,15 +217,16 @@ class Governor:
         since = now - self._decided_at
         if since >= DECIDE_S * 0.9:
             self._look(since)
-            self._decided_at = now
-        demands = [Demand(vm.plan, self._wanted(vm), self._most(vm)) for vm in self._vms.values()]
+            self._decided_at = self._repaid_at = now
+        demands = [Demand(vm.plan, self._wanted(vm), burst.most(vm.plan, vm.saved)) for vm in self._vms.values()]
         grants = entitlements(self._capacity, demands, self._plan.projects)
         limited = {project.name for project in self._plan.projects if project.limit is not None}
         for vm, grant in zip(self._vms.values(), grants, strict=True):
             vm.grant = grant
             self._hands.weight(vm.plan.id, self._weight(vm))
             self._hands.cap(vm.plan.id, self._cap(vm, limited))
-        contended = sum(min(vm.demand, self._most(vm)) for vm in self._vms.values()) > self._cores + 0.02
+        wanted = sum(min(vm.demand, burst.most(vm.plan, vm.saved)) for vm in self._vms.values())
+        contended = wanted > self._capacity + (STILL_SHORT if self._steering else SHORT)
         if self._steering and not contended:
             self.release()
         self._steering = contended
@@ -204,14 +237,21 @@ class Governor:
                         vm.core[number] = -1
                         self._hands.pin(vm.plan.id, number, None)
 
+    def _repay(self, now: float) -> None:
+        """Between two decisions: weights that follow deficits."""
+        self._repaid_at = now
+        for vm in self._vms.values():
+            self._hands.weight(vm.plan.id, self._weight(vm))
+
     def _look(self, since: float) -> None:
         """Who is hungry since the last look, and what there is for VMs: what they used, and what nobody did."""
         used, idle = sum(vm.used - vm.decided[0] for vm in self._vms.values()), self._hands.idle_s()
         had, self._looked = (used + idle - self._looked) / since, idle
-        keep = float(np.exp(-since / CAPACITY_S))
+        keep = math.exp(-since / CAPACITY_S)
         self._capacity = keep * self._capacity + (1 - keep) * min(float(self._cores), max(LEAST_CAPACITY, had))
         for vm in self._vms.values():
             _, before, throttled = vm.decided
+            vm.throttled = self._hands.throttled_s(vm.plan.id)
             vm.decided = (vm.used, vm.times, vm.throttled)
             held = vm.throttled - throttled > 0.01 * since
             demand = 0.0
@@ -226,60 +266,74 @@ class Governor:
     def _wanted(self, vm: Watched) -> float:
         return float(len(vm.times)) if not vm.demand and any(vm.hungry) else vm.demand
 
-    def _most(self, vm: Watched) -> float:
-        return float(len(vm.times)) if vm.plan.limit is None else min(vm.plan.limit, float(len(vm.times)))
-
     def _weight(self, vm: Watched) -> float:
         """What it can count on, and what it is owed."""
         granted = vm.grant.granted
-        if not (self._steering and self._exact and any(vm.hungry)):
+        if not (self._steering and any(vm.hungry)):
             return granted
         repaid = vm.credit / REPAY_S
         return granted + min(MOST_REPAID * granted, max(-MOST_REPAID * granted, repaid))
 
     def _cap(self, vm: Watched, limited: set[str]) -> float | None:
-        """Its own limit; in a project that has one together, its part of that."""
-        most = self._most(vm)
+        """Its own limit and what it saved; in a project that has a limit together, its part of that. It grows by
+        steps, so that a guest whose limit is lifted sees no cliff."""
+        whole = float(len(vm.times))
+        most = burst.most(vm.plan, vm.saved)
         if vm.plan.project in limited:
             most = min(most, vm.grant.entitled if any(vm.hungry) else vm.grant.granted)
-        return max(most, LEAST_CAP) if most < len(vm.times) else None
+        vm.cap = max(LEAST_CAP, ramp(vm.cap, most, whole, CPU_STEPS))
+        return vm.cap if vm.cap < whole else None
 
     def _steer(self) -> float:
         """Move threads where it is worth it."""
         who = [(vm, n) for vm in self._vms.values() for n, hungry in enumerate(vm.hungry) if hungry]
         if not who:
             return LOOK_S
-        number = {vm.plan.id: k for k, vm in enumerate(self._vms.values())}
-        parts = np.array([sum(vm.hungry) for vm, _ in who], dtype=float)
-        entitled = np.clip(np.array([vm.grant.entitled for vm, _ in who]) / parts, 1e-6, 1.0)
-        owed = np.array([vm.credit for vm, _ in who]) / parts
-        siblings = np.array([number[vm.plan.id] for vm, _ in who])
-        core = np.array([vm.core[n] for vm, n in who])
-        placed = settle(entitled, core, np.ones(self._cores), siblings)
-        threads = Threads(entitled, owed, placed, siblings)
+        number = {id: k for k, id in enumerate(self._vms)}
+        parts = [sum(vm.hungry) for vm, _ in who]
+        threads = Few(
+            [min(1.0, max(1e-6, vm.grant.entitled / part)) for (vm, _), part in zip(who, parts, strict=True)],
+            [vm.credit / part for (vm, _), part in zip(who, parts, strict=True)],
+            [vm.core[n] for vm, n in who],
+            [number[vm.plan.id] for vm, _ in who],
+        )
+        before = threads.core
+        if min(before) < 0:
+            threads = threads._replace(core=self._settled(threads))
         best, uneven = self._pack(threads)
         self._exact = uneven < EXACT
         tick = QUIET_TICK_S if self._exact else min(QUIET_TICK_S, max(TICK_S, TOLERATED / uneven))
-        if self._exact:
-            chosen = steer(threads._replace(core=best), self._available, tick, self._nodes, whole=True)
-        else:
-            chosen = steer(threads, self._available, tick, self._nodes)
-        for (vm, n), before, after in zip(who, core, chosen, strict=True):
-            if before != after:
-                vm.core[n] = int(after)
-                self._hands.pin(vm.plan.id, n, int(after))
+        for (vm, n), old, new in zip(who, before, self._chosen(threads, best, tick), strict=True):
+            if old != new:
+                vm.core[n] = new
+                self._hands.pin(vm.plan.id, n, new)
         return tick
 
-    def _pack(self, threads: Threads) -> tuple[Cores, float]:
+    def _settled(self, threads: Few) -> list[int]:
+        entitled, _, core, siblings = map(np.array, threads)
+        placed = settle(entitled, core, np.ones(self._cores), siblings, self._physical)
+        return [int(one) for one in placed]
+
+    def _pack(self, threads: Few) -> tuple[list[int], float]:
         """The best lasting assignment, and how unevenly it serves; computed again when who is hungry changes."""
-        parts = threads.entitled / threads.entitled.sum()
-        asked = (tuple(threads.siblings), tuple(np.round(parts, 2)))
+        whole = sum(threads.entitled)
+        asked = (threads.siblings, [round(part / whole, 2) for part in threads.entitled])
         if self._packed is None or self._packed[0] != asked:
-            best = pack(threads, self._nodes)
-            self._packed = (asked, best, drift(threads.entitled, best, np.ones(self._cores)))
+            arrays = Threads(*map(np.array, threads))
+            best = pack(arrays, self._far)
+            uneven = drift(arrays.entitled, best, np.ones(self._cores))
+            self._packed = (asked, [int(core) for core in best], uneven)
         elif self._exact:  # whole cores may have been exchanged since
             return threads.core, self._packed[2]
         return self._packed[1], self._packed[2]
+
+    def _chosen(self, threads: Few, best: list[int], tick: float) -> list[int]:
+        """The assignment for the next tick. An exact one stays, but for cores exchanged with all that is on them."""
+        start = threads._replace(core=best) if self._exact else threads
+        if len(start.core) <= MOST:
+            return steer_few(start, self._available, tick, self._far_few, whole=self._exact)
+        arrays, available = Threads(*map(np.array, start)), np.array(self._available)
+        return [int(core) for core in steer(arrays, available, tick, self._far, whole=self._exact)]
 
     def _pause(self) -> float:
         return LOOK_S if any(any(vm.hungry) for vm in self._vms.values()) else ASLEEP_S
@@ -307,7 +361,7 @@ class Governor:
                 VmReport(
                     id=vm.plan.id, entitled=vm.entitled_s / since, granted=vm.grant.granted,
                     used=(vm.used - used) / since, demand=vm.demand, wait=(wait - waited) / since, credit=vm.credit,
-                    throttled=(vm.throttled - throttled) / since,
+                    saved=vm.saved, throttled=(vm.throttled - throttled) / since,
                 )
             )  # fmt: skip
             vm.reported, vm.entitled_s = (vm.used, wait, vm.throttled), 0.0

@@ -95,9 +95,21 @@ def idle_s(cpus: list[int]) -> float:
     return total * _TICK_S
 
 
-def nodes(cpus: list[int]) -> list[int]:
+def physical(cpus: list[int], where: Path = Path("/sys/devices/system/cpu")) -> list[int]:
+    """The physical core of each CPU, by its lowest CPU; its own where the kernel does not say."""
+    found = []
+    for cpu in cpus:
+        try:
+            siblings = (where / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text()
+            found.append(int(siblings.strip().replace("-", ",").partition(",")[0]))
+        except (OSError, ValueError):
+            found.append(cpu)
+    return found
+
+
+def nodes(cpus: list[int], where: Path = Path("/sys/devices/system/node")) -> list[int]:
     """The NUMA node of each CPU; 0 where the kernel does not say."""
     found = {}
-    for path in Path("/sys/devices/system/node").glob("node[0-9]*/cpu[0-9]*"):
+    for path in where.glob("node[0-9]*/cpu[0-9]*"):
         found[int(path.name[3:])] = int(path.parent.name[4:])
     return [found.get(cpu, 0) for cpu in cpus]

@@ -22,6 +22,8 @@ class VmPlan(Struct, frozen=True, kw_only=True):
     """None: as many cores as it has vCPUs."""
     burst: float = 0.0
     """CPU-seconds that it may save below its limit, and spend above it."""
+    saved: float = 0.0
+    """What it had saved when the governor before this one ended; only heeded for a VM that is seen first."""
 
 
 class ProjectPlan(Struct, frozen=True, kw_only=True):

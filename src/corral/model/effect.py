@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from corral.model.patch import public
 
 LIVE = (
+    "cpu.burst",
     "cpu.weight", "cpu.limit", "cpu.reserve", "disk.root.iops", "disk.root.bandwidth", "disk.root.iops_burst",
     "disk.root.bandwidth_burst", "disk.root.burst_s", "restart", "on_hang", "power", "ephemeral",
 )  # fmt: skip

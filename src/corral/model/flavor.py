@@ -29,6 +29,8 @@ class FlavorSpec(Struct, frozen=True, kw_only=True):
     """As a VM's ``disk.bandwidth_burst``: bytes a second."""
     disk_burst_s: int = 10
     """As a VM's ``disk.burst_s``."""
+    burst: float = 0.0
+    """As a VM's ``cpu.burst``: CPU-seconds."""
 
 
 class Flavor(Resource, frozen=True, kw_only=True, tag_field="kind", tag="flavor"):

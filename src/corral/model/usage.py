@@ -36,8 +36,10 @@ class CpuUsage(Struct, frozen=True, kw_only=True):
     """Threads that were ready to run and did not run, on average."""
     credit: float | None = None
     """CPU-seconds that it is owed; below zero: that it has had too much."""
+    burst: float = 0.0
+    """CPU-seconds that it may save up, by its record."""
     saved: float | None = None
-    """CPU-seconds that it has saved up for bursts."""
+    """CPU-seconds that it has saved up: it may use them above its limit."""
     throttled: float | None = None
     """Cores' time that its limit held back."""
     total: CpuTotals | None = None

@@ -33,6 +33,8 @@ MAX_WEIGHT = 10_000
 MIN_CORES = 0.01
 """A limit below this leaves a guest so little that it cannot even be shut down."""
 MAX_CORES = 4096.0
+MAX_SAVED_S = 86_400
+"""A day of one core: what is saved for longer is no burst any more but another plan."""
 MIN_MEMORY = 64 * MIB
 """Below this not even the smallest image boots."""
 MAX_MEMORY = 1024 * GIB
@@ -167,6 +169,13 @@ def _disk_limits(spec: Any, path: str, prefix: str = "") -> Found:
     yield from _range(getattr(spec, f"{prefix}burst_s"), MIN_BURST_S, MAX_BURST_S, f"{path}.{prefix}burst_s")
 
 
+def _burst(burst: float, limit: float | None, field: str) -> Found:
+    if not 0 <= burst <= MAX_SAVED_S:
+        yield Problem(field, f"{burst:g} CPU-seconds is out of range", f"0 to {MAX_SAVED_S}")
+    elif burst and limit is None:
+        yield Problem(field, "there is nothing to save below: it has no limit", "0, or a limit beside it")
+
+
 def _line(value: str, field: str, most: int = 1024) -> Found:
     if len(value) > most or not value.isprintable():
         yield Problem(field, f"{shown(value)} is no line of text", f"up to {most} printable characters")
@@ -183,6 +192,7 @@ def _vm(spec: VmSpec, path: str) -> Found:
     cpu = spec.cpu
     if 1 <= cpu.count <= MAX_CPUS:
         yield from _shares(cpu.weight, cpu.limit, cpu.reserve, cpu.count, f"{path}.cpu", ("weight", "limit", "reserve"))
+    yield from _burst(cpu.burst, cpu.limit, f"{path}.cpu.burst")
     yield from _bytes(spec.memory.size, MIN_MEMORY, MAX_MEMORY, f"{path}.memory.size")
     if spec.disk.size is not None:
         yield from _bytes(spec.disk.size, MIB, MAX_DISK, f"{path}.disk.size")
@@ -317,6 +327,7 @@ def _flavor(spec: FlavorSpec, path: str) -> Found:
     yield from _bytes(spec.memory, MIN_MEMORY, MAX_MEMORY, f"{path}.memory")
     if 1 <= spec.cpus <= MAX_CPUS:
         yield from _shares(spec.weight, spec.limit, spec.reserve, spec.cpus, path, ("weight", "limit", "reserve"))
+    yield from _burst(spec.burst, spec.limit, f"{path}.burst")
     if spec.disk is not None:
         yield from _bytes(spec.disk, MIB, MAX_DISK, f"{path}.disk")
     yield from _disk_limits(spec, path, "disk_")

@@ -64,6 +64,8 @@ class Cpu(Struct, frozen=True, kw_only=True):
     """Cores' time that it gets at most, even when the host is idle, like 0.5; None: as many as it has CPUs."""
     reserve: float = 0.0
     """Cores' time that it gets whenever it wants it, whatever the others want."""
+    burst: float = 0.0
+    """CPU-seconds that it may save up while it uses less than its limit, and spend above it; 0: none."""
 
 
 class Memory(Struct, frozen=True, kw_only=True):

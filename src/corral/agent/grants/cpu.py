@@ -74,7 +74,7 @@ def _vm_plan(vm: Vm, threads: tuple[int, ...]) -> VmPlan:
     assert vm.status.pid is not None
     return VmPlan(
         id=vm.meta.id, project=vm.meta.project, pid=vm.status.pid, threads=threads,
-        weight=float(cpu.weight), reserve=cpu.reserve, limit=cpu.limit,
+        weight=float(cpu.weight), reserve=cpu.reserve, limit=cpu.limit, burst=cpu.burst,
     )  # fmt: skip
 
 

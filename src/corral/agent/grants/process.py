@@ -83,9 +83,15 @@ class GovernorProcess:
             if not self._plan.vms:
                 process.stdin.close()
                 return
-            process.stdin.write(msgspec.json.encode(self._plan) + b"\n")
+            process.stdin.write(msgspec.json.encode(self._with_savings()) + b"\n")
             with suppress(ConnectionError):  # it has died; who reads from it will know
                 await process.stdin.drain()
+
+    def _with_savings(self) -> Plan:
+        """The plan, with what VMs had saved up at the last report: a governor that is new does not know it."""
+        saved = {vm.id: vm.saved for vm in self._report[1].vms} if self._report else {}
+        replaced = (msgspec.structs.replace(vm, saved=saved.get(vm.id, 0.0)) for vm in self._plan.vms)
+        return msgspec.structs.replace(self._plan, vms=tuple(replaced))
 
     async def _hear(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None

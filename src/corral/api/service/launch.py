@@ -234,7 +234,7 @@ class Launching(Ground):
 
 def _planned_cpu(cpu: Cpu, given: Mapping[str, Any], plan: FlavorSpec) -> Cpu:
     """What a plan says of CPUs, where the request says nothing."""
-    planned = {"count": plan.cpus, "weight": plan.weight, "limit": plan.limit, "reserve": plan.reserve}
+    planned = {"count": plan.cpus} | {f: getattr(plan, f) for f in ("weight", "limit", "reserve", "burst")}
     return msgspec.structs.replace(cpu, **{field: value for field, value in planned.items() if field not in given})
 
 

@@ -6,6 +6,7 @@ One parent per state directory, one group per VM below it. :func:`choose` finds 
 """
 
 from corral.host.cgroup.choose import choose
+from corral.host.cgroup.meter import Meter
 from corral.host.cgroup.protocol import Groups
 
-__all__ = ["Groups", "choose"]
+__all__ = ["Groups", "Meter", "choose"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from corral.host.cgroup.meter import Field, Meter
+
 
 class NoGroups:
     """``why``: what is missing, in a sentence."""
@@ -26,11 +28,9 @@ class NoGroups:
     def cap(self, id: str, cores: float | None) -> None:
         pass
 
-    def usage(self, id: str) -> float:
-        return 0.0
-
-    def throttled(self, id: str) -> float:
-        return 0.0
+    def meter(self, id: str) -> Meter:
+        nothing = Field(Path("/nonexistent"), "", 0.0)
+        return Meter(nothing, nothing)
 
     def memory_limit(self, id: str, limit: int | None) -> None:
         pass

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from corral.host.cgroup.meter import Meter
+
 PERIOD_S = 0.02
 """Period of caps. Below 10 ms they lose some per cent systematically; with 100 ms a second is off by up to a period."""
 
@@ -39,12 +41,8 @@ class Groups(Protocol):
         """At most so many cores' time in each period of :data:`PERIOD_S`; None lifts it."""
         ...
 
-    def usage(self, id: str) -> float:
-        """CPU time so far, seconds."""
-        ...
-
-    def throttled(self, id: str) -> float:
-        """Seconds in which its threads were held by the cap."""
+    def meter(self, id: str) -> Meter:
+        """What reads its CPU time, and the seconds in which its threads were held by the cap. To be closed."""
         ...
 
     def memory_limit(self, id: str, limit: int | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from corral.host.cgroup import files
+from corral.host.cgroup.meter import Field, Meter
 from corral.host.cgroup.protocol import PERIOD_S
 
 SHARES = 8192
@@ -48,11 +49,11 @@ class GroupsV1:
         quota = -1 if cores is None else max(1000, round(cores * PERIOD_S * 1e6))
         files.write(self._cpu / id / "cpu.cfs_quota_us", str(quota))
 
-    def usage(self, id: str) -> float:
-        return files.number(self._account / id / "cpuacct.usage") * 1e-9
-
-    def throttled(self, id: str) -> float:
-        return files.field(self._cpu / id / "cpu.stat", "throttled_time") * 1e-9
+    def meter(self, id: str) -> Meter:
+        return Meter(
+            Field(self._account / id / "cpuacct.usage", "", 1e-9),
+            Field(self._cpu / id / "cpu.stat", "throttled_time", 1e-9),
+        )
 
     def memory_limit(self, id: str, limit: int | None) -> None:
         if self._memory is not None:

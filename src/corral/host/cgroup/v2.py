@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from corral.host.cgroup import files
+from corral.host.cgroup.meter import Field, Meter
 from corral.host.cgroup.protocol import PERIOD_S
 
 WEIGHT = 5000
@@ -49,11 +50,9 @@ class GroupsV2:
         quota = "max" if cores is None else str(max(1000, round(cores * period)))
         files.write(self._parent / id / "cpu.max", f"{quota} {period}")
 
-    def usage(self, id: str) -> float:
-        return files.field(self._parent / id / "cpu.stat", "usage_usec") * 1e-6
-
-    def throttled(self, id: str) -> float:
-        return files.field(self._parent / id / "cpu.stat", "throttled_usec") * 1e-6
+    def meter(self, id: str) -> Meter:
+        stat = self._parent / id / "cpu.stat"
+        return Meter(Field(stat, "usage_usec", 1e-6), Field(stat, "throttled_usec", 1e-6))
 
     def memory_limit(self, id: str, limit: int | None) -> None:
         if "memory" in self._controllers:

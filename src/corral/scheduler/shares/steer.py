@@ -27,11 +27,16 @@ Cores = NDArray[np.intp]
 
 IDLE_COST = 1e3
 """Φ of a core without threads: nothing is worth leaving a core idle while threads wait."""
-MOVE_COST = 1e-5
-"""What a move must gain, s: a deficit of 3 ms. Less is within what the kernel's own slices make uneven for a moment,
-and a thread that moves leaves its caches behind."""
+MOVE_COST = 5e-6
+"""What a move must gain, s: a deficit of 2 ms. Less is within what the kernel's own slices make uneven for a moment."""
+CORE_COST = 5e-6
+"""More for one to another physical core, which leaves its caches behind: 3 ms in all. Between the two threads of one
+core (SMT) they stay."""
+SETTLE_COST = 2.5e-4
+"""More for an exchange of cores, for each that has several threads: 16 ms. In the 100 ms after it the kernel still
+counts their groups' load on the core they left, and divides the new one as it comes (measured: 97 ms to 3)."""
 FAR_COST = 1e-4
-"""More for one between NUMA nodes: 10 ms."""
+"""More for one between NUMA nodes, which leaves its memory behind: 10 ms."""
 PERIOD_S = 1.0
 """The horizon of an assignment that is to stay."""
 ROUNDS = 4
@@ -50,8 +55,19 @@ class Threads(NamedTuple):
     siblings: Cores
 
 
-def settle(entitled: Floats, core: Cores, available: Floats, siblings: Cores) -> Cores:
+def distances(node: Cores, physical: Cores) -> Floats:
+    """What a move from each CPU (row) to each other must gain more than one that leaves nothing behind.
+
+    ``node``: NUMA node of each CPU; ``physical``: its physical core, of which it may be one of two threads.
+    """
+    other = np.where(physical[:, None] != physical[None, :], CORE_COST, 0.0)
+    return np.asarray(other + np.where(node[:, None] != node[None, :], FAR_COST, 0.0))
+
+
+def settle(entitled: Floats, core: Cores, available: Floats, siblings: Cores, physical: Cores | None = None) -> Cores:
     """A core for each thread that has none yet (``core`` −1); the others stay.
+
+    Of CPUs with equal room the one whose physical core has most: two busy threads on one core (SMT) get less each.
 
     Longest-processing-time rule (Graham 1969): largest first, each to the core with most room, if possible to one
     where no other thread of its VM is.
@@ -59,10 +75,12 @@ def settle(entitled: Floats, core: Cores, available: Floats, siblings: Cores) ->
     chosen = core.copy()
     placed = chosen >= 0
     room = available - np.bincount(chosen[placed], weights=entitled[placed], minlength=len(available))
+    physical = np.arange(len(available)) if physical is None else physical
     for i in np.lexsort((np.arange(len(entitled)), -entitled)):
         if chosen[i] < 0:
             beside = np.isin(np.arange(len(room)), chosen[siblings == siblings[i]])
-            chosen[i] = np.lexsort((-np.round(room, 6), beside))[0]
+            around = np.bincount(physical, weights=room)[physical]
+            chosen[i] = np.lexsort((-np.round(around, 6), -np.round(room, 6), beside))[0]
             room[chosen[i]] -= entitled[i]
     return chosen
 
@@ -84,31 +102,31 @@ def cost(load: Any, owed: Any, available: Any, horizon: float) -> Any:
         return np.where(load > 1e-9, gain * (gain * load - 2.0 * owed), IDLE_COST)
 
 
-def pack(threads: Threads, nodes: Cores) -> Cores:
+def pack(threads: Threads, far: Floats) -> Cores:
     """The assignment that serves everybody most equally for good: the better one of improving the present one and of
     beginning anew. Of equal ones the present one, so that it is stable from one period to the next."""
-    even = np.ones(len(nodes))
+    even = np.ones(len(far))
     still = threads._replace(deficit=np.zeros_like(threads.deficit))
     anew = settle(still.entitled, np.full_like(still.core, -1), even, still.siblings)
-    tries = [still.core, *(steer(still._replace(core=core), even, PERIOD_S, nodes) for core in (still.core, anew))]
+    tries = [still.core, *(steer(still._replace(core=core), even, PERIOD_S, far) for core in (still.core, anew))]
     return min(tries, key=lambda core: round(drift(still.entitled, core, even), 4))
 
 
-def steer(threads: Threads, available: Floats, horizon: float, nodes: Cores, *, whole: bool = False) -> Cores:
+def steer(threads: Threads, available: Floats, horizon: float, far: Floats, *, whole: bool = False) -> Cores:
     """The assignment for the next ``horizon`` seconds, reached from the present one by as few moves as are worth it.
 
     Args:
         available: what each core has for these threads, cores (1 minus what others use there).
-        nodes: NUMA node of each core. A thread that leaves its node leaves its memory behind: that must gain more.
+        far: :func:`distances` between CPUs.
         whole: only exchange whole cores, which keeps who shares a core with whom.
     """
-    far = np.where(nodes[:, None] != nodes[None, :], FAR_COST, 0.0)
     core = threads.core.copy()
     for _ in range(ROUNDS):
         load = np.bincount(core, weights=threads.entitled, minlength=len(available)).astype(float)
         owed = np.bincount(core, weights=threads.deficit, minlength=len(available)).astype(float)
         now = Loaded(load, owed, available, cost(load, owed, available, horizon), horizon)
-        exchanges = _exchanges(now) + 2 * far
+        shared = np.where(np.bincount(core, minlength=len(available)) > 1, SETTLE_COST, 0.0)
+        exchanges = _exchanges(now) + 2 * far + shared[:, None] + shared[None, :]
         a, b = np.unravel_index(int(exchanges.argmin()), exchanges.shape)
         best, chosen = float(exchanges[a, b]) + 2 * MOVE_COST, _exchanged(core, int(a), int(b))
         if not whole:
