@@ -72,10 +72,11 @@ def test_the_frame_of_every_machine() -> None:
     assert "-vnc" not in argv
 
 
-def test_memory_is_a_mapping_that_a_fork_can_share() -> None:
+def test_memory_is_private_and_never_merged() -> None:
     argv = build(machine(), TCG)
     backend = one(argv, "-object", id="mem")
-    assert (backend["qom-type"], backend["size"], backend["share"]) == ("memory-backend-memfd", 512 << 20, True)
+    assert (backend["qom-type"], backend["size"]) == ("memory-backend-ram", 512 << 20)
+    assert (backend["share"], backend["merge"]) == (False, False)
     assert ",memory-backend=mem" in values(argv, "-machine")[0]
 
 

@@ -74,12 +74,19 @@ class FakeTemplates:
 
     def keep(self, id: str, machine: Machine, overlays: Mapping[str, Drive], *, pause_s: float, now: float) -> Template:
         """Freeze a machine."""
-        written = {drive.name: drive for drive in machine.drives}
-        own = {written[name].path: self._place / id / f"{name}.{written[name].format}" for name in overlays}
+        place = self._place / id
+        own = {one.layers[0].path: place / f"{name}.{one.layers[0].format}" for name, one in overlays.items()}
         self._kept[id] = Template(
-            id=id, machine=frozen(machine, own), hardware=self.hardware(machine), memory=machine.memory, disk=1 << 20,
-            made_at=now, digest=hashlib.sha256(id.encode()).hexdigest(), pause_s=pause_s, loaded=True,
-        )  # fmt: skip
+            id=id,
+            machine=frozen(machine, overlays, own),
+            hardware=self.hardware(machine),
+            memory=machine.memory,
+            disk=1 << 20,
+            made_at=now,
+            digest=hashlib.sha256(id.encode()).hexdigest(),
+            pause_s=pause_s,
+            loaded=True,
+        )
         return self._kept[id]
 
     def discard(self, id: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from corral.engine.protocol import Drive, Layer, Machine
+from corral.engine.protocol import Drive, Machine
 from corral.errors import Invalid, Problem, Refused
 
 MAX_LAYERS = 64
@@ -44,14 +44,14 @@ def switched(machine: Machine, overlays: Mapping[str, Drive]) -> Machine:
     return msgspec.structs.replace(machine, drives=drives)
 
 
-def frozen(machine: Machine, own: Mapping[Path, Path]) -> Machine:
-    """The machine as its template shows it: with the template's ``own`` names of its files, where it has some."""
+def frozen(machine: Machine, overlays: Mapping[str, Drive], own: Mapping[Path, Path]) -> Machine:
+    """The machine as its template shows it: its disks are what lies under the overlays, by the template's ``own`` names
+    where it has some.
+    """
 
-    def here(layer: Layer) -> Layer:
-        return msgspec.structs.replace(layer, path=own.get(layer.path, layer.path))
+    def under(overlay: Drive) -> Drive:
+        top, *rest = (msgspec.structs.replace(one, path=own.get(one.path, one.path)) for one in overlay.layers)
+        return msgspec.structs.replace(overlay, path=top.path, format=top.format, layers=tuple(rest))
 
-    drives = tuple(
-        msgspec.structs.replace(drive, path=own.get(drive.path, drive.path), layers=tuple(map(here, drive.layers)))
-        for drive in machine.drives
-    )
+    drives = tuple(under(overlays[one.name]) if one.name in overlays else one for one in machine.drives)
     return msgspec.structs.replace(machine, drives=drives, joins=(), template=None)

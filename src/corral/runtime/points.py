@@ -34,8 +34,14 @@ FAILURE_POINTS = ("end.recorded",)
 PLACEMENT_POINTS = ("place.chosen", "place.recorded")
 API_POINTS = ("api.before-commit", "api.after-commit")
 ENGINE_POINTS = ("engine.spawn.dir", "engine.spawn.process", "engine.spawn.recorded")
-FREEZE_POINTS = ("engine.freeze.prepared", "engine.freeze.recorded")
-FORK_POINTS = ("engine.fork.loaded", "fork.disk", "fork.identified", "fork.linked")
+FREEZE_POINTS = (
+    "engine.freeze.prepared",
+    "engine.freeze.copied",
+    "engine.freeze.switched",
+    "engine.freeze.finished",
+    "engine.freeze.recorded",
+)
+FORK_POINTS = ("engine.fork.loaded", "engine.fork.unplugged", "fork.disk", "fork.identified", "fork.linked")
 ABANDON_POINTS = ("abandoned.found", "abandoned.recorded")
 ALL_POINTS = (
     *VM_POINTS, *FAILURE_POINTS, *PLACEMENT_POINTS, *API_POINTS, *ENGINE_POINTS, *FREEZE_POINTS, *FORK_POINTS,

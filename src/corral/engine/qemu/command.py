@@ -2,7 +2,7 @@
 
 Everything that carries text from outside travels as JSON (``-blockdev``, ``-device``, ``-netdev``, ``-object``) or as
 an argument of its own (``-kernel``, ``-append``); strings of the form ``k=v,k=v`` are built from constants and
-numbers only. The layout is one that a fork of the running machine can repeat: RAM is a memfd of its own (id ``mem``),
+numbers only. The layout is one that a fork of the running machine can repeat: RAM is one private mapping (id ``mem``),
 every device has a fixed address. Read :mod:`corral.engine.qemu.launcher` next: who runs it.
 """
 
@@ -39,11 +39,19 @@ _FIRST_PORT_SLOT, _FREE_PORT_SLOT = 8, 16
 
 
 @dataclass(frozen=True)
+class Warm:
+    """What a fork starts from, as descriptors in QEMU: its template's memory and the state of its devices."""
+
+    memory: int
+    state: int
+
+
+@dataclass(frozen=True)
 class Surroundings:
     """What the command line needs besides the machine.
 
     ``sockets``: descriptor of each of :data:`SOCKETS` in QEMU. ``variables``: the VM's own copy of the firmware's
-    variable store, with ``firmware`` (UEFI only).
+    variable store, with ``firmware`` (UEFI only). ``warm``: for a fork.
     """
 
     accelerator: str
@@ -51,6 +59,7 @@ class Surroundings:
     binary: str
     firmware: Firmware | None = None
     variables: Path | None = None
+    warm: Warm | None = None
 
 
 def build(machine: Machine, around: Surroundings) -> list[str]:
@@ -62,13 +71,16 @@ def build(machine: Machine, around: Surroundings) -> list[str]:
     argv = [around.binary, "-name", f"guest={_plain(machine.name)}", "-uuid", machine.id]
     argv += ["-nodefaults", "-no-user-config", "-display", "none", "-sandbox", SANDBOX, "-S"]
     argv += _board(machine, around, arch)
+    argv += _memory(machine, around.warm)
     argv += _end_of_life()
     argv += _channels(around, arch)
     argv += _platform_devices(machine, arch)
     argv += _ports(len([d for d in machine.drives if not d.cdrom]) + len(machine.cards))
     port = 0
     for index, drive in enumerate(machine.drives, 1):  # boot index 0 is taken by a directly booted kernel
-        argv += _drive(drive, boot_index=index if drive.bootable else None, port=f"port{port}")
+        argv += _drive(
+            drive, boot_index=index if drive.bootable else None, port=f"port{port}", warm=around.warm is not None
+        )
         port += not drive.cdrom
     for card in machine.cards:
         argv += _card(card, f"port{port}")
@@ -92,11 +104,6 @@ def _board(machine: Machine, around: Surroundings, arch: Arch) -> list[str]:
     argv = ["-machine", board, "-cpu", model, *argv]
     argv += ["-accel", "kvm" if kvm else f"tcg,thread=multi,tb-size={TB_SIZE_MIB}"]
     argv += ["-smp", f"cpus={machine.cpus},sockets=1,cores={machine.cpus},threads=1"]
-    argv += ["-m", f"size={machine.memory >> 10}k"]
-    argv += _json(
-        "-object",
-        {"qom-type": "memory-backend-memfd", "id": "mem", "size": machine.memory, "share": True, "seal": False},
-    )
     name = _plain(machine.name)
     argv += ["-smbios", f"type=1,manufacturer=Corral,product=Virtual Machine,uuid={machine.id},sku={name}"]
     argv += ["-rtc", "base=utc", "-boot", "menu=off,strict=on"]
@@ -106,6 +113,20 @@ def _board(machine: Machine, around: Surroundings, arch: Arch) -> list[str]:
             argv += ["-initrd", str(machine.kernel.initrd)]
         argv += ["-append", machine.kernel.cmdline]
     return argv
+
+
+def _memory(machine: Machine, warm: Warm | None) -> list[str]:
+    """Guest memory, private and never merged with another guest's: anonymous, or copy-on-write over a template's.
+
+    A saved state has no section that names its machine type, hence the setting: the template's record names all.
+    """
+    argv = ["-m", f"size={machine.memory >> 10}k"]
+    memory: dict[str, object] = {"id": "mem", "size": machine.memory, "share": False, "merge": False}
+    if warm is None:
+        return argv + _json("-object", {"qom-type": "memory-backend-ram", **memory})
+    file = {"qom-type": "memory-backend-file", "mem-path": f"/proc/self/fd/{warm.memory}"}
+    incoming = ["-global", "migration.send-configuration=off", "-incoming", f"fd:{warm.state}"]
+    return argv + _json("-object", {**file, **memory}) + incoming
 
 
 def _end_of_life() -> list[str]:
@@ -167,18 +188,20 @@ def _ports(used: int) -> list[str]:
     return argv
 
 
-def _drive(drive: Drive, *, boot_index: int | None, port: str) -> list[str]:
+def _drive(drive: Drive, *, boot_index: int | None, port: str, warm: bool) -> list[str]:
     """A drive's chain of block nodes: file → format → throttle filter (named after the drive, on top), and its device.
 
     The filter is there from the start, limits or not, since it cannot be slipped under a device later.
+    ``warm``: in a fork holes are not punched (see :mod:`corral.engine.qemu.launch`), so none is asked for.
     """
     node = drive.name
     throttle: dict[str, object] = {"qom-type": "throttle-group", "id": group(node)}
     if drive.limits != Limits():
         throttle["limits"] = limits_of(drive.limits)
+    form = disk_node(drive, node=f"{node}-format", discard=not warm)
     top: dict[str, object] = {"driver": "throttle", "node-name": node, "throttle-group": group(node)}
     argv = _json("-object", throttle)
-    argv += _json("-blockdev", {**top, "read-only": drive.readonly, "file": _format(drive)})
+    argv += _json("-blockdev", {**top, "read-only": drive.readonly, "file": form})
     device: dict[str, object] = {"id": f"disk-{node}", "drive": node}
     if boot_index is not None:
         device["bootindex"] = boot_index
@@ -187,38 +210,38 @@ def _drive(drive: Drive, *, boot_index: int | None, port: str) -> list[str]:
     return argv + _json("-device", {"driver": "virtio-blk-pci", "bus": port, "serial": node, **device})
 
 
-def _format(drive: Drive) -> dict[str, object]:
+def disk_node(drive: Drive, *, node: str, discard: bool = True, layers: bool = True) -> dict[str, object]:
     """The format node. A qcow2's backing file is what the record says or none at all, never what its header says."""
-    node = drive.name
     form: dict[str, object] = {
         "driver": drive.format,
-        "node-name": f"{node}-format",
+        "node-name": node,
         "read-only": drive.readonly,
-        "file": _file(f"{node}-file", drive.path, drive.readonly),
+        "file": _file(drive.path, drive.readonly, discard),
     }
-    if not drive.readonly:
+    if not drive.readonly and discard:
         form |= {"discard": "unmap", "detect-zeroes": "unmap"}
     if drive.format == "qcow2":
-        form["backing"] = _layers(node, drive.layers)
+        form["backing"] = _layers(drive.layers) if layers else None
     return form
 
 
-def _layers(node: str, layers: Sequence[Layer]) -> dict[str, object] | None:
+def _layers(layers: Sequence[Layer]) -> dict[str, object] | None:
     """The chain under an overlay, from the bottom up."""
     under: dict[str, object] | None = None
-    for depth, layer in reversed(list(enumerate(layers, 1))):
-        name = f"{node}-layer{depth}"
-        base: dict[str, object] = {"driver": layer.format, "node-name": name, "read-only": True}
-        base["file"] = _file(f"{name}-file", layer.path, True)
+    for layer in reversed(layers):
+        base: dict[str, object] = {"driver": layer.format, "read-only": True, "file": _file(layer.path, True, False)}
         if layer.format == "qcow2":
             base["backing"] = under
         under = base
     return under
 
 
-def _file(node: str, path: Path, readonly: bool) -> dict[str, object]:
-    file: dict[str, object] = {"driver": "file", "node-name": node, "filename": str(path), "read-only": readonly}
-    if not readonly:
+def _file(path: Path, readonly: bool, discard: bool) -> dict[str, object]:
+    # A writable one inherits that from its format node: when that becomes a layer QEMU opens the file again read-only.
+    file: dict[str, object] = {"driver": "file", "filename": str(path)}
+    if readonly:
+        file["read-only"] = True
+    elif discard:
         file["discard"] = "unmap"
     return file
 

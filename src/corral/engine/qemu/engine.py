@@ -8,13 +8,14 @@ its process go one after the other; a silent machine delays nobody else.
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
+from corral.engine.overlays import check_overlays
 from corral.engine.protocol import (
     Capabilities,
     Channels,
@@ -28,24 +29,15 @@ from corral.engine.protocol import (
     Stats,
     Template,
 )
-from corral.engine.qemu import firmware
 from corral.engine.qemu.adopt import find_lost, read_trace
-from corral.engine.qemu.arch import arch_of
-from corral.engine.qemu.command import Surroundings, build, check
-from corral.engine.qemu.hardware import digest
-from corral.engine.qemu.launcher import (
-    DEVICES,
-    Launch,
-    Privileges,
-    binary,
-    check_ports,
-    choose_uid,
-    device_groups,
-    grant,
-    spawn,
-)
+from corral.engine.qemu.command import check
+from corral.engine.qemu.fork.freeze import Freeze, Pause, finish, is_switched, settle
+from corral.engine.qemu.fork.shelf import Kept, Shelf
+from corral.engine.qemu.fork.templates import Templates
+from corral.engine.qemu.launcher import Privileges, check_ports, choose_uid, spawn
 from corral.engine.qemu.machine import QemuMachine
 from corral.engine.qemu.memory import GUEST_STATS, POLLING, sight_of
+from corral.engine.qemu.prepare import prepare
 from corral.engine.qemu.probe import probe
 from corral.engine.qemu.qmp import Verb
 from corral.engine.qemu.record import Record, RunDir
@@ -75,6 +67,10 @@ class QemuEngine:
         self._woken = asyncio.Event()
         self._probing = asyncio.Lock()
         self._capabilities: Capabilities | None = None
+        self._templates = Templates(Shelf(state / "templates"), self._accelerator)
+        self._freezing: set[asyncio.Task[Template]] = set()
+        self._using: list[str] = []
+        """Templates of the forks that are being started."""
 
     async def probe(self, *, again: bool = False) -> Capabilities:
         async with self._probing:
@@ -82,6 +78,9 @@ class QemuEngine:
                 found = await probe(self._state, self._rt, again=again)
                 self._capabilities = msgspec.structs.replace(found, confinement=str(Privileges.here()))
             return self._capabilities
+
+    async def _accelerator(self) -> str:
+        return (await self.probe()).accelerator
 
     async def inventory(self) -> list[Sighting]:
         ids = {path.parent.name for path in self._root.glob("*/run")}
@@ -113,18 +112,36 @@ class QemuEngine:
             return await self._start(machine, accelerator)
 
     async def _start(self, machine: Machine, accelerator: str) -> Sighting:
+        if machine.template is None:
+            return await self._spawn(machine, accelerator, None)
+        self._using.append(machine.template)
+        try:
+            return await self._spawn(machine, accelerator, await self._templates.fitting(machine))
+        finally:
+            self._using.remove(machine.template)
+
+    async def _spawn(self, machine: Machine, accelerator: str, kept: Kept | None) -> Sighting:
         run = RunDir(self._root, machine.id)
         check_ports(machine)
         run.make()
         await self._rt.faults.at("engine.spawn.dir")
         privileges = Privileges.here()
         uid = choose_uid(machine.id, self._uids(but=machine.id)) if privileges.separate_users else None
-        record = Record(machine=machine, boot_id=boot_id(), accelerator=accelerator, uid=uid)
+        record = Record(
+            machine=machine, boot_id=boot_id(), accelerator=accelerator, uid=uid, fresh=machine.template is not None
+        )
+        run.write(record)
+
+        def start() -> int:
+            told = partial(prepare, machine, run, uid=uid, accelerator=accelerator, privileges=privileges)
+            if kept is None:
+                return spawn(told())
+            with self._templates.opened(kept) as warm:
+                return spawn(told(warm=warm, variables=self._templates.variables(kept)))
+
         try:
-            launch = self._prepare(machine, run, uid, accelerator, privileges)
-            run.write(record)
             # Not cancelled half-way: a started process and the descriptors it needs belong to the thread.
-            pid = await asyncio.shield(asyncio.to_thread(spawn, launch))
+            pid = await asyncio.shield(asyncio.to_thread(start))
             await self._rt.faults.at("engine.spawn.process")
         except CorralError:
             if not run.has_process():
@@ -138,41 +155,15 @@ class QemuEngine:
         made.watch()
         return await self._greet(made)
 
-    def _prepare(
-        self, machine: Machine, run: RunDir, uid: int | None, accelerator: str, privileges: Privileges
-    ) -> Launch:
-        """Everything that can be refused before a process exists."""
-        if uid is not None:
-            grant(machine, run, uid)
-        uefi = firmware.find(machine.arch) if machine.firmware == "uefi" else None
-        if uefi is not None:
-            if not run.variables.exists():
-                fresh = run.path / "nvram.new"
-                shutil.copyfile(uefi.variables, fresh)
-                fresh.replace(run.variables)
-            run.variables.chmod(0o600)
-            if uid is not None:
-                shutil.chown(run.variables, uid, uid)
-        program = binary(arch_of(machine.arch).binary)
-        devices = (*DEVICES, "/dev/kvm") if accelerator == "kvm" else DEVICES
-        writable = {drive.path.parent for drive in machine.drives if not drive.readonly} | {run.vm}
-        return Launch(
-            run=run,
-            arguments=lambda sockets: build(
-                machine, Surroundings(accelerator, sockets, program, uefi, run.variables if uefi else None)
-            ),
-            uid=uid,
-            namespaces=privileges.namespaces,
-            writable=tuple(sorted(writable)),
-            devices=devices,
-            joins=machine.joins,
-            groups=() if privileges.namespaces else device_groups(devices),
-        )
-
     async def _greet(self, made: QemuMachine) -> Sighting:
-        """Wait until the new QEMU answers. One that ended or stays silent leaves nothing behind but its last words."""
+        """Wait until the new QEMU answers, and has its state if it is a fork.
+
+        One that ended or stays silent leaves nothing behind but its last words.
+        """
         try:
-            await made.call(Verb.STATUS, timeout=START_DEADLINE)
+            await made.loaded(START_DEADLINE)
+            if made.record.fresh:
+                await self._rt.faults.at("engine.fork.loaded")
         except Unavailable as error:
             # It may be about to end: its socket closes a moment before the process is gone.
             try:
@@ -189,17 +180,27 @@ class QemuEngine:
         return await made.sight()
 
     async def resume(self, id: str) -> None:
-        await (await self._known(id)).command(Verb.CONTINUE)
+        async with self._alone(id):
+            machine = await self._known(id)
+            if machine.record.fresh:
+                await machine.loaded(START_DEADLINE)
+                for card in machine.record.machine.cards:  # what was loaded has them plugged in
+                    await machine.command(Verb.SET_LINK, {"name": f"nic-{card.name}", "up": False})
+                await self._rt.faults.at("engine.fork.unplugged")
+                machine.save(fresh=False)
+            await machine.command(Verb.CONTINUE)
 
     async def pause(self, id: str) -> None:
-        await (await self._known(id)).command(Verb.STOP)
+        async with self._alone(id):
+            await (await self._known(id)).command(Verb.STOP)
 
     async def reset(self, id: str) -> None:
-        machine = await self._known(id)
-        panicked = (await machine.sight()).state is State.PANICKED
-        await machine.command(Verb.RESET)
-        if panicked:  # a panic stopped the CPUs; a real reset button would have them run
-            await machine.command(Verb.CONTINUE)
+        async with self._alone(id):
+            machine = await self._known(id)
+            panicked = (await machine.sight()).state is State.PANICKED
+            await machine.command(Verb.RESET)
+            if panicked:  # a panic stopped the CPUs; a real reset button would have them run
+                await machine.command(Verb.CONTINUE)
 
     async def powerdown(self, id: str) -> None:
         await (await self._known(id)).command(Verb.POWERDOWN)
@@ -231,16 +232,58 @@ class QemuEngine:
         await machine.command(Verb.SET_LINK, {"name": f"nic-{card}", "up": up})
 
     async def hardware(self, machine: Machine) -> str:
-        return await asyncio.to_thread(digest, machine, (await self.probe()).accelerator)
+        return await self._templates.hardware(machine)
 
     async def freeze(self, id: str, template: str, overlays: Mapping[str, Drive]) -> Template:
-        raise Refused("machines cannot be frozen on this host yet", code="unsupported")
+        # To its end whatever becomes of the caller: threads are at work with another process's memory.
+        work = asyncio.create_task(self._freeze(id, template, overlays), name=f"freeze-{template}")
+        self._freezing.add(work)
+        work.add_done_callback(self._freezing.discard)
+        return await asyncio.shield(work)
+
+    async def _freeze(self, id: str, template: str, overlays: Mapping[str, Drive]) -> Template:
+        async with self._alone(f"template {template}"):
+            known = await self._templates.find(template)
+            if known is not None:
+                return known
+            async with self._alone(id):
+                machine = await self._known(id)
+                pause = Pause(None, 0)
+                if not await is_switched(machine, template, overlays):
+                    state = (await machine.sight()).state
+                    if state is not State.RUNNING:
+                        raise Refused(f"machine {id} is {state}, not running", code="wrong-phase")
+                    check_overlays(machine.record.machine, overlays)
+                    parent = machine.record.machine.template
+                    base = None if parent is None else self._templates.shelf.read(parent)
+                    freeze = Freeze(
+                        machine,
+                        template,
+                        overlays,
+                        shelf=self._templates.shelf,
+                        rt=self._rt,
+                        ours=self._state,
+                        base=base,
+                    )
+                    pause = await freeze.run()
+            gid = None if machine.record.uid is None else choose_uid(template, self._uids(but=""))
+            hardware = await self._templates.hardware(machine.record.machine)
+            return await finish(
+                machine, template, overlays, pause,
+                shelf=self._templates.shelf, rt=self._rt, ours=self._state, hardware=hardware, gid=gid,
+            )  # fmt: skip
 
     async def templates(self) -> list[Template]:
-        return []
+        return await self._templates.all()
 
     async def discard(self, template: str) -> None:
-        """There are none."""
+        async with self._alone(f"template {template}"):
+            users = sum(seen.template == template for seen in await self.inventory()) + self._using.count(template)
+            if users:
+                raise Refused(
+                    f"template {template} is used by {users} running machines", code="in-use", hint="stop them first"
+                )
+            await asyncio.to_thread(self._templates.shelf.remove, template)
 
     async def listens(self, id: str) -> bool:
         rows = await (await self._known(id)).command(Verb.CHANNELS)
@@ -293,17 +336,18 @@ class QemuEngine:
         self._woken.set()
 
     async def close(self) -> None:
+        await asyncio.gather(*self._freezing, return_exceptions=True)
         await asyncio.gather(*(machine.close() for machine in self._machines.values()))
         self._machines.clear()
 
     def _uids(self, *, but: str) -> set[int]:
-        """Users of all other machines here, running or not."""
+        """Users of all other machines here, running or not, and groups of templates: all are taken."""
         found = {made.record.uid for id, made in self._machines.items() if id != but}
         for path in self._root.glob("*/run"):
             id = path.parent.name
             if id != but and id not in self._machines and (record := RunDir(self._root, id).read()) is not None:
                 found.add(record.uid)
-        return {uid for uid in found if uid is not None}
+        return {uid for uid in found if uid is not None} | self._templates.shelf.gids()
 
     async def _known(self, id: str) -> QemuMachine:
         machine = await self._find(id)
@@ -324,11 +368,14 @@ class QemuEngine:
         self._machines[id] = machine
         if not machine.watch():
             machine.bury()
+        elif record.freezing is not None:
+            with suppress(Unavailable):  # a silent one stays as it is; so it is seen
+                await settle(machine)
         return machine
 
     @asynccontextmanager
     async def _alone(self, id: str) -> AsyncIterator[None]:
-        """One at a time per machine; the lock is forgotten when nobody wants it."""
+        """One at a time per machine (or template); the lock is forgotten when nobody wants it."""
         lock, users = self._locks.setdefault(id, (asyncio.Lock(), []))
         users.append(None)
         try:

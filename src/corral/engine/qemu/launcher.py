@@ -71,17 +71,17 @@ def grant(machine: Machine, run: RunDir, uid: int) -> None:
     """Give the VM's user what it needs: its writable files and those beside them; others must be readable by all."""
     for drive in machine.drives:
         if not drive.readonly or drive.path.parent == run.vm:
-            _own(drive.path, uid)
+            own(drive.path, uid)
         else:
             _readable(drive.path)
         for layer in drive.layers:
-            _readable(layer.path)
+            _readable(layer.path, uid)
     if machine.kernel is not None:
         for path in filter(None, (machine.kernel.kernel, machine.kernel.initrd)):
             _readable(path)
 
 
-def _own(path: Path, uid: int) -> None:
+def own(path: Path, uid: int) -> None:
     """Change the owner of a regular file, never of what a link points at."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -97,12 +97,25 @@ def _own(path: Path, uid: int) -> None:
     _passable(path)
 
 
-def _readable(path: Path) -> None:
+def template_groups(machine: Machine) -> tuple[int, ...]:
+    """The groups through which its VM may read the disks of templates that lie under its own."""
+    groups = set()
+    for path in (layer.path for drive in machine.drives for layer in drive.layers):
+        facts = path.stat()
+        if facts.st_gid >= FIRST_UID and facts.st_mode & (stat.S_IRGRP | stat.S_IROTH) == stat.S_IRGRP:
+            groups.add(facts.st_gid)
+    return tuple(sorted(groups))
+
+
+def _readable(path: Path, uid: int | None = None) -> None:
+    """Raise unless the VM can read it: as anybody, as its owner, or through a template's group."""
     try:
-        mode = path.stat().st_mode
+        facts = path.stat()
     except OSError as error:
         raise CorralError(f"{path} cannot be read: {error.strerror}", code="engine") from error
-    if not mode & stat.S_IROTH:
+    its_own = uid is not None and facts.st_uid == uid
+    of_a_template = facts.st_gid >= FIRST_UID and facts.st_mode & stat.S_IRGRP
+    if not (facts.st_mode & stat.S_IROTH or its_own or of_a_template):
         raise CorralError(
             f"{path} is not readable by the VM's own user", code="engine", hint="images are files of mode 0444"
         )
@@ -164,6 +177,10 @@ class Launch:
     joins: tuple[Path, ...] = ()
     mortal: bool = False
     """The process dies with this one (a probe does; a VM must not)."""
+    inherited: tuple[int, ...] = ()
+    """Further descriptors that it gets, under the same numbers."""
+    spare: bool = False
+    """Punching holes into files succeeds and does nothing (see :func:`corral.engine.qemu.launch.spare_files`)."""
 
 
 def spawn(launch: Launch) -> int:
@@ -191,7 +208,7 @@ def spawn(launch: Launch) -> int:
             stderr=log,
             cwd=run.path,
             env={"LC_ALL": "C"},
-            pass_fds=[lock, report, *sockets.values()],
+            pass_fds=[lock, report, *sockets.values(), *launch.inherited],
             start_new_session=True,
         )
         opened.remove(report)
@@ -208,7 +225,7 @@ def spawn(launch: Launch) -> int:
 
 def confinement(launch: Launch) -> list[str]:
     """The launch program's options for these rights."""
-    options = ["mortal=1"] if launch.mortal else []
+    options = [f"{name}=1" for name, wanted in (("mortal", launch.mortal), ("spare", launch.spare)) if wanted]
     options += [f"join={path}" for path in launch.joins]
     if launch.uid is not None:
         options += [f"uid={launch.uid}", f"groups={','.join(str(group) for group in launch.groups)}"]

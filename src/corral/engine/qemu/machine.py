@@ -24,6 +24,8 @@ from corral.runtime.process import boot_id
 
 STATUS_DEADLINE = 2.0
 COMMAND_DEADLINE = 5.0
+_LOADING = 0.002
+"""Seconds between looks at whether a fork's state is loaded, which takes about 20 ms."""
 KILL_DEADLINE = 10.0
 """SIGKILL takes effect when the kernel is done with the process's present call; a hung disk can delay that."""
 
@@ -57,6 +59,8 @@ class QemuMachine:
         self._link: Link | None = None
         self._linking = asyncio.Lock()
         self.gone = asyncio.Event()
+        self.hold = False
+        """It is made to stand still for a moment, which is nobody's business: it is shown as running."""
 
     @property
     def id(self) -> str:
@@ -66,6 +70,12 @@ class QemuMachine:
     def alive(self) -> bool:
         """Its process is there."""
         return self._pidfd is not None
+
+    @property
+    def pidfd(self) -> int:
+        """Its process. It must be alive."""
+        assert self._pidfd is not None, f"machine {self.id} has ended"
+        return self._pidfd
 
     def watch(self) -> bool:
         """Take hold of the process that the record names; False when that one is gone."""
@@ -143,6 +153,15 @@ class QemuMachine:
             raise Refused(f"machine {self.id} does not run", code="wrong-phase")
         return await self.call(verb, arguments, timeout=timeout)
 
+    async def loaded(self, timeout: float) -> None:
+        """Wait until it answers and, if it is a fork, has its state. ``timeout`` bounds it, seconds."""
+        try:
+            async with deadline(timeout, "QEMU's start"):
+                while (await self.call(Verb.STATUS, timeout=timeout))["status"] == "inmigrate":
+                    await self._rt.clock.sleep(_LOADING)
+        except Unavailable as error:
+            raise Unavailable(error.message, code="unresponsive") from error
+
     def _on_event(self, name: str, data: dict[str, Any]) -> None:
         kind, message = _EVENTS[name], str(data.get("reason") or data.get("action") or name.lower())
         if name == "BLOCK_IO_ERROR":
@@ -173,7 +192,7 @@ class QemuMachine:
             return self._sighting(State.UNRESPONSIVE)
         try:
             answer = await self.call(Verb.STATUS, timeout=STATUS_DEADLINE)
-            state = _STATES.get(str(answer["status"]), State.PAUSED)
+            state = self._state(str(answer["status"]))
             fault = await self._fault() if state is State.STALLED else ""
         except Unavailable:
             state, fault = State.UNRESPONSIVE, ""
@@ -183,6 +202,14 @@ class QemuMachine:
         """Why it stands still: QEMU keeps it beside each disk until it goes on."""
         disks = await self.call(Verb.DISKS, timeout=STATUS_DEADLINE)
         return "disk-full" if any(disk.get("io-status") == "nospace" for disk in disks) else "disk-error"
+
+    def _state(self, status: str) -> State:
+        state = _STATES.get(status, State.PAUSED)
+        if state is State.PAUSED and self.record.fresh:
+            return State.CREATED
+        if state is State.PAUSED and self.hold:
+            return State.RUNNING
+        return state
 
     def _sighting(self, state: State, fault: str = "") -> Sighting:
         record = self.record
@@ -195,6 +222,7 @@ class QemuMachine:
         return Sighting(
             id=self.id, state=state, pid=record.pid, started_at=record.started_at, epoch=record.machine.epoch,
             accelerator=record.accelerator, memory=record.machine.memory, forwards=forwards, fault=fault,
+            template=record.machine.template,
         )  # fmt: skip
 
 

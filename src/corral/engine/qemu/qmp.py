@@ -45,6 +45,12 @@ class Verb(StrEnum):
     RESET = "system_reset"
     POWERDOWN = "system_powerdown"
     SET_LINK = "set_link"
+    SAVE_DEVICES = "xen-save-devices-state"
+    """In every QEMU, whatever its name says: the state of all devices, without memory."""
+    NODES = "query-named-block-nodes"
+    ADD_NODE = "blockdev-add"
+    REMOVE_NODE = "blockdev-del"
+    TRANSACTION = "transaction"
 
 
 EVENTS = ("STOP", "RESUME", "RESET", "SHUTDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR")
@@ -111,6 +117,7 @@ class Link:
 
     async def _deliver(self) -> None:
         ended = asyncio.ensure_future(self._ended())
+        event: asyncio.Future[Message] | None = None
         try:
             while not ended.done() or not self._listener.empty():
                 event = asyncio.ensure_future(self._listener.get())
@@ -123,6 +130,8 @@ class Link:
                 self._on_event(str(message["event"]), cast(dict[str, Any], data) if isinstance(data, dict) else {})
         finally:
             ended.cancel()
+            if event is not None:
+                event.cancel()
 
     async def _ended(self) -> None:
         while self.up:

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from corral.engine.protocol import Exit, Machine
+from corral.engine.protocol import Drive, Exit, Machine
 
 LAST_WORDS = 2048
 MAX_LOG = 1 << 20
@@ -30,6 +30,13 @@ _REASONS = (
 )  # fmt: skip
 _TRACED = re.compile(r"qemu_system_shutdown_request reason=(\d+)")
 IN_GOOD_ORDER = {"guest-shutdown", "host-qmp-quit", "killed"}
+
+
+class Freezing(msgspec.Struct, frozen=True, kw_only=True):
+    """What its disks become once they are switched for ``template``."""
+
+    template: str
+    overlays: dict[str, Drive]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,23 +53,29 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Wall time."""
     asked: bool = False
     """Its end was asked for (kill)."""
+    fresh: bool = False
+    """A fork whose CPUs have not run yet; QEMU calls it paused."""
+    freezing: Freezing | None = None
+    """A template is being made of it. If nobody is at it any more, it may stand still in the middle of that."""
+    tops: dict[str, str] = {}
+    """Drive → the block node that is written to, where that is not the one it started with."""
     exit: Exit | None = None
 
 
-def _as_text(value: Any) -> Any:
+def as_text(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise NotImplementedError(type(value))
 
 
-def _as_path(kind: type, value: Any) -> Any:
+def as_path(kind: type, value: Any) -> Any:
     if kind is Path:
         return Path(value)
     raise NotImplementedError(kind)
 
 
-_ENCODER = msgspec.json.Encoder(enc_hook=_as_text)
-_DECODER = msgspec.json.Decoder(Record, dec_hook=_as_path)
+_ENCODER = msgspec.json.Encoder(enc_hook=as_text)
+_DECODER = msgspec.json.Decoder(Record, dec_hook=as_path)
 
 
 class RunDir:
@@ -78,6 +91,8 @@ class RunDir:
         self.log = self.path / "stderr.log"
         self.variables = self.vm / "nvram.fd"
         """UEFI variables: they belong to the VM and survive its stops, like a disk."""
+        self.state = self.vm / "frozen.state"
+        """Where QEMU writes its devices' state; there for a moment only."""
 
     def socket(self, name: str) -> Path:
         return self.path / f"{name}.sock"
@@ -156,6 +171,7 @@ class RunDir:
         """Delete everything of the engine's; the VM's directory too when no disk is left in it."""
         if self.path.exists():
             shutil.rmtree(self.path)
+        self.state.unlink(missing_ok=True)
         if self.vm.exists():
             rest = [entry.name for entry in self.vm.iterdir()]
             if rest == [self.variables.name]:
