@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from pathlib import Path
 
 import pytest
 
 from corral.agent.failure import TABLE, Cause, end_of
-from corral.agent.settings import Settings
+from corral.agent.settings import Settings, read
 from corral.engine.protocol import Exit, State
+from corral.errors import Invalid
 from corral.governor.protocol import Plan, Report, VmReport
 from corral.host.cgroup.none import NoGroups
 from corral.model import OnHang, Phase, Restart
@@ -240,6 +243,24 @@ def test_standing_still_is_not_hanging() -> None:
     on_stage(test)
 
 
+def test_a_qemu_that_falls_silent_again_is_judged_afresh() -> None:
+    async def test(stage: Stage) -> None:
+        await stage.launch()
+        await stage.phase("running")
+        for _ in range(6):
+            stage.world.hang(vm_id())
+            start = stage.rt.clock.monotonic()
+            await stage.until("silent", lambda vm: vm.status.cause == Cause.QEMU_SILENT, limit=40)
+            assert 10 <= stage.rt.clock.monotonic() - start <= TABLE[Cause.QEMU_SILENT].within(stage.settings)
+            await asyncio.sleep(100)
+            stage.world.hang(vm_id(), False)
+            await stage.phase("running")
+            await asyncio.sleep(0.1)
+        assert stage.world.spawned == 1
+
+    on_stage(test)
+
+
 def test_a_qemu_that_stays_silent_is_replaced_after_long() -> None:
     async def test(stage: Stage) -> None:
         await stage.launch()
@@ -445,6 +466,22 @@ def test_the_last_lines_of_the_console_are_told_with_a_panic() -> None:
     on_stage(test)
 
 
+def test_what_a_panic_was_about_is_told_however_long_its_trace_is() -> None:
+    async def test(stage: Stage) -> None:
+        trace = "".join(f"[    4.{n:06}] R{n:02}: {n:016x}\n" for n in range(100))
+        stage.consoles.said = f"[    4.0] Kernel panic - not syncing: out of luck\n{trace}".encode()
+        await stage.launch()
+        await stage.phase("running")
+        stage.world.panic(vm_id())
+        await stage.phase("pending")
+        message = (await stage.told("GuestPanic")).message
+        assert "out of luck" in message.splitlines()[1]
+        assert message.endswith(f"{99:016x}")
+        assert len(message) < 1000
+
+    on_stage(test)
+
+
 def test_a_stalled_machine_can_still_be_paused_and_deleted() -> None:
     async def test(stage: Stage) -> None:
         await stage.launch()
@@ -457,3 +494,26 @@ def test_a_stalled_machine_can_still_be_paused_and_deleted() -> None:
         await stage.gone()
 
     on_stage(test)
+
+
+def test_a_hosts_settings_are_read_and_wrong_ones_refused_all_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    assert read(path) == Settings()
+    path.write_text("misses = 5\nhang_patience_s = 7\nbackoff_s = 0.5\n")
+    assert read(path) == Settings(misses=5, hang_patience_s=7, backoff_s=0.5)
+    path.write_text("misses = 2.5\nheartbeat_s = 0\npoison = true\nhealthy_s = nan\npatience = 1\n")
+    with pytest.raises(Invalid) as refused:
+        read(path)
+    assert [p.field.split(": ")[1] for p in refused.value.problems] == [
+        "misses", "heartbeat_s", "poison", "healthy_s", "patience",
+    ]  # fmt: skip
+    path.write_text("misses = ")
+    with pytest.raises(Invalid):
+        read(path)
+
+
+def test_the_document_has_the_table_as_it_is() -> None:
+    text = (Path(__file__).parents[2] / "docs/howto/when-a-vm-fails.md").read_text()
+    for cause, row in TABLE.items():
+        cells = [f"`{cause}`", row.event, f"{math.ceil(row.within(Settings()))} s", row.seen, row.policy]
+        assert f"| {' | '.join(cells)} |" in text

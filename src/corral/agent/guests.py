@@ -129,6 +129,16 @@ class Guests:
         link = self._links.get(vm_id)
         return link.silent_at if link is not None else None
 
+    def engine_seen(self, vm_id: str, state: State) -> None:
+        """Somebody else has looked at the hypervisor. One that was silent and answers is as good as new: what its guest
+        did not say meanwhile was not the guest's fault, and if it falls silent again that is another silence."""
+        link = self._links.get(vm_id)
+        if link is None or state is State.UNRESPONSIVE or not link.engine_silence.missed:
+            return
+        link.engine_silence, link.silent_at, link.state = link.engine_silence.beat(True), None, state
+        link.vouches = False
+        self._excuse(link)
+
     def guest(self, vm_id: str) -> Guest:
         """The connection to a guest that answers. Raises Unavailable ``unresponsive``."""
         link = self._links.get(vm_id)

@@ -88,6 +88,7 @@ class VmHandler:
         else:
             self._picture.alive.add(vm.meta.id)
         memory.ending = (memory.ending or now) if sighting.state in ENDING else None
+        self._guests.engine_seen(vm.meta.id, sighting.state)
         if sighting.state is State.RUNNING:
             memory.running = memory.running or now
         if sighting.state is State.STALLED:

@@ -26,8 +26,10 @@ TURNS: dict[Phase, tuple[str, str]] = {
 """Phases whose beginning is an event: its reason and severity."""
 
 
-CONSOLE, CONSOLE_SHOWN = 4096, 700
+CONSOLE, CONSOLE_SHOWN = 8192, 700
 """Bytes of the serial log looked at, characters told: an event's message has an end (:mod:`corral.agent.events`)."""
+TELLING = re.compile(r"Kernel panic|BUG:|Oops:|soft lockup|hard LOCKUP|rcu.*stall|blocked for more than|Out of memory")
+"""Lines of Linux that name what went wrong; a long trace may follow them."""
 _ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|[@-_])")
 
 
@@ -104,4 +106,12 @@ def _last_lines(tail: bytes) -> str:
     """What the guest said last, for people: whole lines, without colours and other control characters."""
     text = _ESCAPES.sub("", tail.decode(errors="replace")).replace("\r", "")
     text = "".join(c for c in text if c == "\n" or c.isprintable())
-    return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())[-CONSOLE_SHOWN:].partition("\n")[2]
+    lines = [line.rstrip()[:200] for line in text.splitlines() if line.strip()]
+    telling = [line for line in lines if TELLING.search(line)][-2:]
+    room, chosen = CONSOLE_SHOWN - sum(len(line) + 1 for line in telling), []
+    for line in reversed(lines):
+        room -= len(line) + 1
+        if room < 0 or line in telling:
+            break
+        chosen.append(line)
+    return "\n".join([*telling, *reversed(chosen)])

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import structlog
 
 from corral.engine.protocol import EngineEvent, HostForward, Machine, Sighting, State
 from corral.engine.qemu.qmp import Link, Verb
@@ -22,6 +23,7 @@ from corral.errors import Refused, Unavailable
 from corral.runtime import Runtime, deadline, process
 from corral.runtime.process import boot_id
 
+log = structlog.get_logger("engine")
 STATUS_DEADLINE = 2.0
 COMMAND_DEADLINE = 5.0
 _LOADING = 0.002
@@ -103,10 +105,16 @@ class QemuMachine:
         self.gone.set()
 
     def save(self, **changes: Any) -> None:
-        """Change the record, in memory and on disk (a machine whose directory was deleted has none)."""
+        """Change the record, in memory and on disk (a machine whose directory was deleted has none).
+
+        A disk that takes no more keeps nobody from ending a machine: what is not written is seen from its process.
+        """
         self.record = msgspec.structs.replace(self.record, **changes)
         if self.run.path.exists():
-            self.run.write(self.record)
+            try:
+                self.run.write(self.record)
+            except OSError as error:
+                log.warning("the record of a machine cannot be written", vm=self.id, error=str(error))
 
     def _ended(self) -> None:
         """The event loop's call when the process has ended."""
