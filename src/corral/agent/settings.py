@@ -80,9 +80,9 @@ class Settings(NamedTuple):
         return Patience(self.backoff_s, self.backoff_most_s, self.healthy_s, self.poison)
 
 
-def read(path: Path) -> Settings:
-    """The settings that a TOML file changes (no file: all as above). Raises Invalid with all that is wrong in it."""
-    usual = Settings()
+def read(path: Path, usual: Settings | None = None) -> Settings:
+    """``usual`` (else as above) as a TOML file changes it, if there is one. Raises Invalid with all that is wrong."""
+    usual = usual or Settings()
     try:
         given = tomllib.loads(path.read_text())
     except FileNotFoundError:

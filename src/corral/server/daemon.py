@@ -127,10 +127,8 @@ async def _serve_locked(
 
 def _settings(home: Home) -> Settings:
     """What the host's ``agent.toml`` says. ``CORRAL_TEMPLATES=off``: no templates but those that are asked for."""
-    settings = read(home.state / "agent.toml")
-    if os.environ.get("CORRAL_TEMPLATES", "on") in ("off", "0", "no", "false"):
-        return settings._replace(templates=False)
-    return settings
+    templates = os.environ.get("CORRAL_TEMPLATES", "on") not in ("off", "0", "no", "false")
+    return read(home.state / "agent.toml", Settings(templates=templates))
 
 
 def _world(home: Home, rt: Runtime, engine: str) -> World:
