@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration.platform import Platform, wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.qemu, pytest.mark.alone, pytest.mark.timeout(300)]
 BUSY = "setsid sh -c 'while :; do :; done' >/dev/null 2>&1 </dev/null &"
 NAMES = ("v-1", "v-2", "v-3")
 
