@@ -8,6 +8,7 @@ its process go one after the other; a silent machine delays nobody else.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -31,7 +32,7 @@ from corral.engine.protocol import (
 )
 from corral.engine.qemu.adopt import find_lost, read_trace
 from corral.engine.qemu.command import check
-from corral.engine.qemu.fork.freeze import Freeze, Pause, finish, is_switched, settle
+from corral.engine.qemu.fork.freeze import Freeze, Ground, Pause, finish, is_switched, settle
 from corral.engine.qemu.fork.shelf import Kept, Shelf
 from corral.engine.qemu.fork.templates import Templates
 from corral.engine.qemu.launcher import Privileges, check_ports, choose_uid, spawn
@@ -67,8 +68,11 @@ class QemuEngine:
         self._woken = asyncio.Event()
         self._probing = asyncio.Lock()
         self._capabilities: Capabilities | None = None
-        self._templates = Templates(Shelf(state / "templates"), self._accelerator)
+        self._ground = Ground(Shelf(state / "templates"), rt, state)
+        self._templates = Templates(self._ground.shelf, self._accelerator)
+        self._sweeping = asyncio.Lock()
         self._freezing: set[asyncio.Task[Template]] = set()
+        self._swept = False
         self._using: list[str] = []
         """Templates of the forks that are being started."""
 
@@ -242,38 +246,43 @@ class QemuEngine:
         return await asyncio.shield(work)
 
     async def _freeze(self, id: str, template: str, overlays: Mapping[str, Drive]) -> Template:
+        await self._sweep()
         async with self._alone(f"template {template}"):
             known = await self._templates.find(template)
             if known is not None:
                 return known
             async with self._alone(id):
                 machine = await self._known(id)
-                pause = Pause(None, 0)
-                if not await is_switched(machine, template, overlays):
-                    state = (await machine.sight()).state
-                    if state is not State.RUNNING:
-                        raise Refused(f"machine {id} is {state}, not running", code="wrong-phase")
-                    check_overlays(machine.record.machine, overlays)
-                    parent = machine.record.machine.template
-                    base = None if parent is None else self._templates.shelf.read(parent)
-                    freeze = Freeze(
-                        machine,
-                        template,
-                        overlays,
-                        shelf=self._templates.shelf,
-                        rt=self._rt,
-                        ours=self._state,
-                        base=base,
-                    )
-                    pause = await freeze.run()
-            gid = None if machine.record.uid is None else choose_uid(template, self._uids(but=""))
-            hardware = await self._templates.hardware(machine.record.machine)
-            return await finish(
-                machine, template, overlays, pause,
-                shelf=self._templates.shelf, rt=self._rt, ours=self._state, hardware=hardware, gid=gid,
-            )  # fmt: skip
+                pause = await self._stand_still(machine, template, overlays)
+            try:
+                hardware = await self._templates.hardware(machine.record.machine)
+                gid = None if machine.record.uid is None else choose_uid(template, self._uids(but=""))
+                return await finish(self._ground, machine, template, overlays, pause, hardware=hardware, gid=gid)
+            finally:
+                if pause.memory is not None:
+                    os.close(pause.memory)
+
+    async def _stand_still(self, machine: QemuMachine, template: str, overlays: Mapping[str, Drive]) -> Pause:
+        """The part of freezing that the machine notices, unless an earlier daemon got that far."""
+        if await is_switched(machine, template, overlays):
+            return Pause(None, 0, None)
+        state = (await machine.sight()).state
+        if state is not State.RUNNING:
+            raise Refused(f"machine {machine.id} is {state}, not running", code="wrong-phase")
+        check_overlays(machine.record.machine, overlays)
+        parent = machine.record.machine.template
+        base = None if parent is None else self._ground.shelf.read(parent)
+        return await Freeze(self._ground, machine, template, overlays, base=base).run()
+
+    async def _sweep(self) -> None:
+        """Once: a daemon before this one may have been killed in the middle of something."""
+        async with self._sweeping:
+            if not self._swept:
+                await asyncio.to_thread(self._ground.shelf.sweep, lambda id: RunDir(self._root, id).has_process())
+            self._swept = True
 
     async def templates(self) -> list[Template]:
+        await self._sweep()
         return await self._templates.all()
 
     async def discard(self, template: str) -> None:
@@ -283,7 +292,7 @@ class QemuEngine:
                 raise Refused(
                     f"template {template} is used by {users} running machines", code="in-use", hint="stop them first"
                 )
-            await asyncio.to_thread(self._templates.shelf.remove, template)
+            await asyncio.to_thread(self._ground.shelf.remove, template)
 
     async def listens(self, id: str) -> bool:
         rows = await (await self._known(id)).command(Verb.CHANNELS)
@@ -347,7 +356,7 @@ class QemuEngine:
             id = path.parent.name
             if id != but and id not in self._machines and (record := RunDir(self._root, id).read()) is not None:
                 found.add(record.uid)
-        return {uid for uid in found if uid is not None} | self._templates.shelf.gids()
+        return {uid for uid in found if uid is not None} | self._ground.shelf.gids()
 
     async def _known(self, id: str) -> QemuMachine:
         machine = await self._find(id)

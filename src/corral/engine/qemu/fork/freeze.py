@@ -14,6 +14,7 @@ import mmap
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,18 +36,22 @@ from corral.runtime import Runtime
 
 _ROUNDS, _FEW = 4, 2 << 20
 """Looks for what was written meanwhile before the pause, and bytes that are few enough to be left to it."""
+_END_S = 1.0
+"""Between the loss of its QMP socket and the end of a process."""
 _SLOW_S = 15.0
 """Deadline of commands that may have to wait for a disk."""
 _log = structlog.get_logger()
 
 
 class Pause(NamedTuple):
-    """What the machine noticed of it."""
+    """What the machine noticed of it, and what came of it."""
 
     seconds: float | None
     """None: nobody was there to see its end."""
     copied: int
     """Bytes of memory."""
+    memory: int | None
+    """The new memory, if it is not only with the holder. Whoever has the pause closes it."""
 
 
 def node_of(drive: str, template: str) -> str:
@@ -80,16 +85,24 @@ async def _nodes(machine: QemuMachine, *, flat: bool = True) -> list[dict[str, A
     return list(await machine.command(Verb.NODES, {"flat": flat}))
 
 
+@dataclass(frozen=True)
+class Ground:
+    """Where templates are made. ``ours``: the state directory."""
+
+    shelf: Shelf
+    rt: Runtime
+    ours: Path
+
+
 class Freeze:
-    """One attempt. ``uid`` is the user of the machine's VM, ``ours`` the state directory, ``base`` its template."""
+    """One attempt. ``base``: the template that the machine was forked from itself."""
 
     def __init__(
-        self, machine: QemuMachine, id: str, overlays: Mapping[str, Drive], *,
-        shelf: Shelf, rt: Runtime, ours: Path, base: Kept | None,
-    ) -> None:  # fmt: skip
+        self, ground: Ground, machine: QemuMachine, id: str, overlays: Mapping[str, Drive], *, base: Kept | None
+    ) -> None:
         self.machine, self.id, self.overlays = machine, id, dict(overlays)
         self.uid = machine.record.uid
-        self._shelf, self._rt, self._ours, self._base = shelf, rt, ours, base
+        self._shelf, self._rt, self._ours, self._base = ground.shelf, ground.rt, ground.ours, base
 
     async def run(self) -> Pause:
         """Bring the machine to the point where all that is left is :func:`finish`. It runs again afterwards.
@@ -103,9 +116,10 @@ class Freeze:
             fd = await asyncio.to_thread(self._base_memory, size)
             try:
                 with mmap.mmap(fd, size) as target:
-                    return await self._copy(target)
-            finally:
+                    return (await self._copy(target))._replace(memory=fd)
+            except BaseException:
                 os.close(fd)
+                raise
         except Unreadable as error:
             await self._give_up()
             raise Refused(f"machine {self.machine.id} cannot be frozen: {error}", code="unsupported") from error
@@ -222,7 +236,7 @@ class Freeze:
                 machine.hold = False
         seconds = clock.monotonic() - began
         await settle(machine)
-        return Pause(seconds, copied)
+        return Pause(seconds, copied, None)
 
     def _copy_last(self, memory: Memory, target: mmap.mmap, watched: bool) -> int:
         runs = memory.written() if watched else memory.own()
@@ -237,31 +251,41 @@ class Freeze:
 
     async def _give_up(self) -> None:
         """Nothing is left of the attempt, unless the disks were switched already: then it can be finished."""
-        machine = self.machine
-        if machine.alive:
+        try:
+            if self.machine.alive and await self._undo():
+                return
+        except CorralError as error:
             try:
-                if await is_switched(machine, self.id, self.overlays):
-                    return
-                present = {node["node-name"] for node in await _nodes(machine)}
-                for node in present & {node_of(name, self.id) for name in self.overlays}:
-                    await machine.command(Verb.REMOVE_NODE, {"node-name": node})
-                await settle(machine)
-            except CorralError as error:
-                _log.warning("an attempt to freeze left something", machine=machine.id, reason=error.message)
+                async with asyncio.timeout(_END_S):  # it may be about to end
+                    await self.machine.gone.wait()
+            except TimeoutError:
+                _log.warning("an attempt to freeze left something", machine=self.machine.id, reason=error.message)
                 return
         await asyncio.to_thread(self._shelf.remove, self.id)
-        machine.run.state.unlink(missing_ok=True)
+        self.machine.run.state.unlink(missing_ok=True)
+
+    async def _undo(self) -> bool:
+        """Have the machine as it was; True when it is switched, and stays so."""
+        machine = self.machine
+        if await is_switched(machine, self.id, self.overlays):
+            return True
+        present = {node["node-name"] for node in await _nodes(machine)}
+        for node in present & {node_of(name, self.id) for name in self.overlays}:
+            await machine.command(Verb.REMOVE_NODE, {"node-name": node})
+        await settle(machine)
+        return False
 
 
 async def finish(
-    machine: QemuMachine, id: str, overlays: Mapping[str, Drive], pause: Pause, *,
-    shelf: Shelf, rt: Runtime, ours: Path, hardware: str, gid: int | None,
+    ground: Ground, machine: QemuMachine, id: str, overlays: Mapping[str, Drive], pause: Pause, *,
+    hardware: str, gid: int | None,
 ) -> Template:  # fmt: skip
     """Make a template of what :meth:`Freeze.run` left, also after another daemon did that. May be repeated."""
+    shelf, rt, ours = ground.shelf, ground.rt, ground.ours
 
     def work() -> Template:
         place = shelf.place(id)
-        fd = shelf.keeper.get(id)
+        fd = shelf.keeper.get(id) if pause.memory is None else os.dup(pause.memory)
         if fd is None or not machine.run.state.exists():
             shelf.remove(id)
             raise CorralError(f"template {id} was interrupted and cannot be finished", hint="freeze it as another one")
@@ -272,6 +296,7 @@ async def finish(
             _take(machine.run.state, place / "state")
             _save(fd, place / "ram")
             ram.seal(fd)
+            shelf.keeper.put(id, fd)  # once more: the holder may be another one
             shown = frozen(machine.record.machine, overlays, names)
             files = [place / "state", place / "ram", *(d.path for d in shown.drives if not d.readonly)]
             return Template(

@@ -85,6 +85,8 @@ class Memory:
             except OSError as error:
                 if error.errno != errno.EINVAL:  # it has been introduced before, by a daemon that is gone
                     raise
+            # What a daemon that was killed had noted is of no use: begin with everything counted as written.
+            fcntl.ioctl(fd, _UFFDIO_UNREGISTER, struct.pack("=2Q", self.base, self.size))
             fcntl.ioctl(fd, _UFFDIO_REGISTER, struct.pack("=4Q", self.base, self.size, _MODE_WP, 0))
             self._watch = fd
             self._scan(_WRITTEN, 0, _PROTECT | _CHECK_ASYNC, limit=1)  # whether this kernel can do it at all

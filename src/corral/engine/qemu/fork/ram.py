@@ -33,12 +33,9 @@ def make(size: int) -> int:
 
 
 def seal(fd: int) -> None:
-    """Nobody changes it any more. No writable mapping of it may be left."""
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-
-
-def sealed(fd: int) -> bool:
-    return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEALS == SEALS
+    """Nobody changes it any more. No writable mapping of it may be left. May be repeated."""
+    if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEALS != SEALS:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
 
 
 def copy(source: int, target: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ from corral.engine.protocol import Drive, Template
 from corral.engine.qemu.fork import ram
 from corral.engine.qemu.fork.keeper import Keeper
 from corral.engine.qemu.record import as_path, as_text
-from corral.errors import NotFound, Refused
+from corral.errors import Refused
 from corral.runtime.process import boot_id
 
 
@@ -115,6 +115,16 @@ class Shelf:
         (place / "template.json").unlink(missing_ok=True)  # first: half of a template is none
         shutil.rmtree(place, ignore_errors=True)
 
+    def sweep(self, alive: Callable[[str], bool]) -> None:
+        """Remove what nobody can finish: the machine ended, or the host was booted since. ``alive`` tells by id."""
+        for id in self.ids():
+            if self.read(id) is None:
+                making = self.making(id)
+                if making is None or making.boot_id != boot_id() or not alive(making.machine):
+                    self.remove(id)
+        for id in self.keeper.ids() - set(self.ids()):
+            self.keeper.drop(id)
+
     # -- using one ---------------------------------------------------------------------------------------------
 
     def missing(self, kept: Kept) -> str:
@@ -165,17 +175,6 @@ class Shelf:
             os.close(fd)
             raise
         return fd
-
-    def checksum(self, id: str) -> str:
-        """SHA-256 of a template's memory as it is now. Raises NotFound."""
-        kept = self.read(id)
-        if kept is None:
-            raise NotFound(f"there is no template {id} here", field="template")
-        fd = self.memory(kept)
-        try:
-            return ram.digest(fd)
-        finally:
-            os.close(fd)
 
 
 def _read(path: Path, decoder: msgspec.json.Decoder[_T]) -> _T | None:

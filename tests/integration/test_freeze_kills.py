@@ -1,0 +1,249 @@
+"""Freezing and forking, interrupted at every step: by the death of the daemon, of the holder, of QEMU itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import textwrap
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from corral.engine.protocol import Drive, Machine, State
+from corral.engine.qemu.engine import QemuEngine
+from corral.engine.qemu.fork import ram
+from corral.engine.qemu.fork.keeper import Keeper
+from corral.errors import CorralError
+from corral.runtime import Runtime, process
+from corral.runtime.points import FORK_POINTS, FREEZE_POINTS
+from tests.contract.test_engine import REAL, RealHost
+from tests.contract.test_engine_fork import fork_of, frozen, overlay
+
+pytestmark = pytest.mark.skipif(not REAL, reason="QEMU is not here")
+FREEZE = [point for point in FREEZE_POINTS if point.startswith("engine.")]
+FORK = [point for point in FORK_POINTS if point.startswith("engine.")]
+
+DAEMON = textwrap.dedent(
+    """
+    import asyncio, os, signal, sys
+    from pathlib import Path
+    from corral.engine.protocol import Drive, Layer, Machine
+    from corral.engine.qemu.engine import QemuEngine
+    from corral.engine.qemu.record import as_path
+    from corral.runtime import Runtime
+    from corral.runtime.faults import KillAt
+    import msgspec
+
+    async def main(root, work, text):
+        engine = QemuEngine(root / "vms", root, Runtime(faults=KillAt.from_environment()))
+        read = lambda kind: msgspec.json.decode(text, type=kind, dec_hook=as_path)
+        if work == "freeze":
+            id, template, overlays = read(tuple[str, str, dict[str, Drive]])
+            await engine.freeze(id, template, overlays)
+        else:
+            machine = read(Machine)
+            await engine.create(machine)
+            await engine.resume(machine.id)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    asyncio.run(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3]))
+    """
+)
+
+
+class At:
+    """Does something whenever a point is reached."""
+
+    def __init__(self) -> None:
+        self.point = ""
+        self.act: Callable[[], None] = lambda: None
+
+    async def at(self, point: str) -> None:
+        if point == self.point:
+            self.act()
+
+
+@pytest.fixture
+def at() -> At:
+    return At()
+
+
+@pytest.fixture(scope="module")
+def probed() -> bytes:
+    """What a probe of this machine found: once for all tests."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as scratch:
+        Path(scratch).chmod(0o711)
+        asyncio.run(QemuEngine(Path(scratch) / "vms", Path(scratch), Runtime()).probe())
+        return (Path(scratch) / "probe.json").read_bytes()
+
+
+@pytest.fixture
+async def host(at: At, probed: bytes) -> AsyncIterator[RealHost]:
+    root = Path(tempfile.mkdtemp(prefix="corral-", dir="/tmp"))
+    root.chmod(0o711)
+    (root / "probe.json").write_bytes(probed)
+    made = RealHost(root, Runtime(faults=at))
+    yield made
+    for seen in await made.engine.inventory():
+        await made.engine.kill(seen.id)
+        await made.engine.remove(seen.id)
+    for template in await made.engine.templates():
+        await made.engine.discard(template.id)
+    await made.close()
+    assert [path for path in (root / "templates").glob("*") if path.is_dir()] == []
+    async with asyncio.timeout(10):
+        while holders(root):
+            await asyncio.sleep(0.05)
+    shutil.rmtree(root)
+
+
+def holders(root: Path) -> list[int]:
+    """Holder processes of this state directory."""
+    place = str(root / "templates")
+    return [pid for pid in process.pids() if process.working_directory(pid) == place]
+
+
+def checksum(root: Path, template: str) -> str:
+    """Of a template's memory as it is now."""
+    fd = Keeper(root / "templates").get(template)
+    assert fd is not None
+    try:
+        return ram.digest(fd)
+    finally:
+        os.close(fd)
+
+
+async def daemon_dies(root: Path, work: str, what: object, point: str) -> None:
+    """A daemon does the work and is killed: at the point, or when it is done."""
+    text = msgspec.json.encode(what, enc_hook=str).decode()
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", DAEMON, str(root), work, text, env={**os.environ, "CORRAL_KILL_AT": point}
+    )
+    assert await child.wait() == -signal.SIGKILL
+
+
+def overlays_of(host: RealHost, machine: Machine, name: str) -> dict[str, Drive]:
+    return {drive.name: overlay(host, machine, drive, f"{drive.name}-{name}.qcow2") for drive in machine.drives}
+
+
+@pytest.mark.parametrize("point", FREEZE)
+async def test_a_freeze_whose_daemon_dies_is_finished_by_the_next(host: RealHost, point: str) -> None:
+    machine = await host.started()
+    pid = (await host.engine.inspect(machine.id)).pid
+    id, overlays = host.rt.random.id(), overlays_of(host, machine, "new")
+    await host.engine.close()  # one daemon at a time: QMP serves one
+    await daemon_dies(host.root, "freeze", (machine.id, id, overlays), point)
+    await host.restart()
+    seen = await host.engine.inspect(machine.id)
+    assert (seen.state, seen.pid) == (State.RUNNING, pid), "the machine was left standing"
+    template = await host.engine.freeze(machine.id, id, overlays)
+    assert (template.stale, template.loaded) == ("", True)
+    assert [one.id for one in await host.engine.templates()] == [id]
+    child = fork_of(host, template)
+    await host.engine.create(child)
+    await host.engine.resume(child.id)
+    await frozen(host, msgspec.structs.replace(machine, drives=tuple(overlays.values())))
+
+
+@pytest.mark.parametrize("point", FREEZE)
+async def test_a_freeze_that_nobody_finishes_leaves_nothing(host: RealHost, point: str) -> None:
+    machine = await host.started()
+    id, overlays = host.rt.random.id(), overlays_of(host, machine, "new")
+    await host.engine.close()
+    await daemon_dies(host.root, "freeze", (machine.id, id, overlays), point)
+    await host.restart()
+    await host.engine.kill(machine.id)
+    await host.engine.remove(machine.id)
+    templates = await host.engine.templates()
+    assert [one.id for one in templates] == ([id] if point == "engine.freeze.recorded" else [])
+
+
+@pytest.mark.parametrize("point", FORK)
+async def test_a_fork_whose_daemon_dies_is_found_and_its_cable_is_out(host: RealHost, point: str) -> None:
+    template, _ = await frozen(host, await host.started())
+    child = fork_of(host, template)
+    await host.engine.close()
+    await daemon_dies(host.root, "fork", child, point)
+    await host.restart()
+    found = await host.engine.inspect(child.id)
+    assert (found.state, found.template) == (State.CREATED, template.id)
+    assert (await host.engine.create(child)).pid == found.pid
+    await host.engine.resume(child.id)
+    assert (await host.engine.inspect(child.id)).state is State.RUNNING
+
+
+@pytest.mark.parametrize("point", FREEZE)
+async def test_a_machine_that_dies_while_it_is_frozen(host: RealHost, at: At, point: str) -> None:
+    machine = await host.started()
+    pid = (await host.engine.inspect(machine.id)).pid
+    assert pid is not None
+    at.point, at.act = point, lambda: os.kill(pid, signal.SIGKILL)
+    whole = point in ("engine.freeze.finished", "engine.freeze.recorded")
+    overlays = overlays_of(host, machine, "new")
+    if whole:
+        template = await host.engine.freeze(machine.id, host.rt.random.id(), overlays)
+        assert (await host.engine.create(fork_of(host, template))).state is State.CREATED
+    else:
+        with pytest.raises(CorralError):
+            await host.engine.freeze(machine.id, host.rt.random.id(), overlays)
+        assert await host.engine.templates() == []
+        assert [path for path in (host.root / "templates").glob("*") if path.is_dir()] == []
+    now = msgspec.structs.replace(machine, drives=tuple(overlays.values()))
+    await host.becomes(machine.id, State.EXITED)
+    assert (await host.engine.create(now)).state is State.CREATED, "its disks cannot be used any more"
+
+
+@pytest.mark.parametrize("point", FREEZE)
+async def test_a_holder_that_dies_costs_no_template(host: RealHost, at: At, point: str) -> None:
+    def kill() -> None:
+        for pid in holders(host.root):
+            os.kill(pid, signal.SIGKILL)
+
+    machine = await host.started()
+    before = (await host.engine.inspect(machine.id)).pid
+    at.point, at.act = point, kill
+    template, now = await frozen(host, machine)
+    assert (await host.engine.inspect(machine.id)).pid == before
+    kill()
+    (seen,) = await host.engine.templates()
+    assert (seen.loaded, seen.stale) == (False, "")
+    assert (await host.engine.create(fork_of(host, template))).state is State.CREATED
+    (seen,) = await host.engine.templates()
+    assert seen.loaded
+    await frozen(host, now)
+
+
+async def test_a_copy_on_disk_that_is_damaged_is_noticed(host: RealHost) -> None:
+    template, _ = await frozen(host, await host.started())
+    for pid in holders(host.root):
+        os.kill(pid, signal.SIGKILL)
+    with (host.root / "templates" / template.id / "ram").open("r+b") as file:
+        file.seek(1 << 20)
+        file.write(b"damage")
+    with pytest.raises(CorralError) as caught:
+        await host.engine.create(fork_of(host, template))
+    assert caught.value.code == "stale"
+    (seen,) = await host.engine.templates()
+    assert "damaged" in seen.stale
+
+
+async def test_an_end_in_the_middle_of_a_fork_leaves_template_and_siblings_alone(host: RealHost) -> None:
+    template, _ = await frozen(host, await host.started())
+    sibling = fork_of(host, template)
+    await host.engine.create(sibling)
+    await host.engine.resume(sibling.id)
+    for point in ("", *FORK):
+        child = fork_of(host, template)
+        await host.engine.close()
+        await daemon_dies(host.root, "fork", child, point)
+        await host.restart()
+        await host.engine.kill(child.id)
+        await host.engine.remove(child.id)
+    assert checksum(host.root, template.id) == template.digest
+    assert (await host.engine.inspect(sibling.id)).state is State.RUNNING
