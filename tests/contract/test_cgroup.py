@@ -71,14 +71,16 @@ def test_what_was_used_is_read(tmp_path: Path) -> None:
     (tmp_path / "cpuacct" / "corral-test" / ID / "cpuacct.usage").write_text("1500000000\n")
     (tmp_path / "cpu" / "corral-test" / ID / "cpu.stat").write_text("nr_periods 3\nthrottled_time 250000000\n")
     (tmp_path / "memory" / "corral-test" / ID / "memory.oom_control").write_text("under_oom 0\noom_kill 2\n")
-    assert (one.meter(ID).usage(), one.meter(ID).throttled(), one.ooms(ID)) == (1.5, 0.25, 2)
+    assert (one.meter(ID).usage(), one.meter(ID).throttled(), one.ooms(ID), one.starved(ID)) == (1.5, 0.25, 2, False)
+    (tmp_path / "memory" / "corral-test" / ID / "memory.oom_control").write_text("oom_kill_disable 1\nunder_oom 1\n")
+    assert one.starved(ID)
     (tmp_path / "two").mkdir()
     two, _ = v2(tmp_path / "two")
     two.prepare(ID)
     group = tmp_path / "two" / "corral-test" / ID
     (group / "cpu.stat").write_text("usage_usec 1500000\nuser_usec 1\nthrottled_usec 250000\n")
     (group / "memory.events").write_text("low 0\noom 2\noom_kill 2\n")
-    assert (two.meter(ID).usage(), two.meter(ID).throttled(), two.ooms(ID)) == (1.5, 0.25, 2)
+    assert (two.meter(ID).usage(), two.meter(ID).throttled(), two.ooms(ID), two.starved(ID)) == (1.5, 0.25, 2, False)
 
 
 def test_a_group_that_is_not_there_has_used_nothing(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import given
@@ -175,5 +176,5 @@ def test_hungry_guests_are_stopped_at_the_budget_and_then_nothing_swings(hungry:
     # Each of them keeps its margin, and may use it: that much, but never more, is held beyond the mark.
     assert max(held for held, _ in seen) <= budget - budget // HIGH + hungry * (margin(size) + mib * MIB)
     assert all(granted >= used for granted, used in zip(guests.granted, guests.used, strict=True))
-    moves = sum(a != b for (_, a), (_, b) in zip(seen[60:], seen[61:], strict=False))
+    moves = sum(a != b for (_, a), (_, b) in pairwise(seen[60:]))
     assert moves <= 2, "once they have what they can get, nobody's grant moves"

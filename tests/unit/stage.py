@@ -46,6 +46,8 @@ from corral.store.objects import Create, Objects, Update, Write
 from corral.units import GIB, MIB
 
 DIGEST = "d" * 64
+OVERHEAD = 50 * MIB
+"""What a pretended process takes beyond its guest's memory."""
 
 
 def vm_id(name: str = "web") -> str:
@@ -55,6 +57,11 @@ def vm_id(name: str = "web") -> str:
 
 def mac_of(name: str) -> str:
     return "52:54:00:" + ":".join(vm_id(name)[n : n + 2] for n in (0, 2, 4))
+
+
+class Resident(NamedTuple):
+    private: int
+    shared: int
 
 
 class Files(NamedTuple):
@@ -193,6 +200,7 @@ class FakeFacts(NamedTuple):
     os: str = "Test"
     boot_id: str = "boot-1"
     privileged: bool = False
+    memory_stalled: float = 0.0
 
 
 class FakePorts:
@@ -245,6 +253,11 @@ class Stage:
         """What each process holds: as if they were real."""
         return [100 * MIB for _ in pids]
 
+    async def resident(self, pids: Sequence[int]) -> list[Any]:
+        """What each process has in memory: what its guest needs, and QEMU's own."""
+        machines = {machine.pid: machine for machine in self.world.machines.values()}
+        return [Resident(OVERHEAD, machines[pid].needed) if pid in machines else None for pid in pids]
+
     async def start(self) -> Agent:
         self.engine = FakeEngine(self.world, self.rt)
         joined = Joined(
@@ -257,6 +270,7 @@ class Stage:
             self.groups,
             self.governing,
             self.held,
+            self.resident,
         )
         self.agent = Agent(
             self.objects, self.engine, joined, self.rt,

@@ -74,6 +74,38 @@ def test_rooms_count_what_is_to_run_with_its_overhead() -> None:
     assert need_of(vms[0], arch="x86_64").memory == GIB
 
 
+def test_a_budget_bounds_what_vms_take_and_is_exceeded_only_where_the_host_says_how_far() -> None:
+    tight = room(budget=GIB, overhead=0)
+    assert judge(Need(memory=GIB + MIB), tight).reason == "memory: needs 1.0 GiB, 1.0 GiB free"
+    assert judge(Need(memory=GIB), tight).fits
+    loose = tight._replace(overcommit=1.5, used=GIB, vms=4)
+    assert judge(Need(memory=512 * MIB), loose).fits
+    assert not judge(Need(memory=513 * MIB), loose).fits
+    assert room(budget=100 * GIB).capacity == 4 * GIB, "a budget makes no memory"
+
+
+def test_what_is_reserved_always_fits_whatever_is_overcommitted() -> None:
+    loose = room(budget=GIB, overcommit=3.0, overhead=50 * MIB, used=GIB, promised=700 * MIB, vms=2)
+    assert judge(Need(memory=GIB), loose).fits
+    refused = judge(Need(memory=GIB, reserve=400 * MIB), loose)
+    assert refused.reason == "memory: reserves 450 MiB, 224 MiB not reserved"
+
+
+def test_rooms_count_reservations_of_what_is_to_run() -> None:
+    host = Host(
+        meta=Meta(id="h", name="big"), spec=HostSpec(memory_budget=3 * GIB, memory_overcommit=2.0),
+        status=HostStatus(phase="ready", memory=4 * GIB, overhead=MIB),
+    )  # fmt: skip
+    reserved = Vm(
+        meta=Meta(id="r", name="r"), spec=VmSpec(image="i", memory=Memory(size=2 * GIB, reserve=GIB)),
+        status=VmStatus(host="big"),
+    )  # fmt: skip
+    (only,) = rooms([host], [reserved, vm("a", GIB)])
+    assert (only.used, only.promised, only.vms) == (3 * GIB, GIB, 2)
+    assert (only.capacity, only.free, only.unreserved) == (3 * GIB, 3 * GIB - 2 * MIB, 2 * GIB - 2 * MIB)
+    assert need_of(reserved).reserve == GIB
+
+
 @given(st.lists(st.tuples(st.integers(1, 64), st.integers(0, 64)), min_size=1, max_size=8), st.integers(1, 64))
 def test_what_is_chosen_fits(hosts: list[tuple[int, int]], wanted: int) -> None:
     """Safety: never overcommitted. Liveness: chosen whenever somebody fits. The order of hosts does not matter."""

@@ -17,6 +17,7 @@ from corral.agent.gate import Entrance
 from corral.agent.grants.accounts import Accounts
 from corral.agent.grants.cpu import CpuGrants
 from corral.agent.grants.disk import DiskGrants
+from corral.agent.grants.memory import MemoryGrants
 from corral.agent.guests import Guests
 from corral.agent.handler import VmHandler
 from corral.agent.host import Registration
@@ -99,7 +100,10 @@ class Agent:
             objects, engine, self.picture, self.registration, joined.governing, rt, self.templates.plans
         )
         self.accounts = Accounts(self.picture, joined.governing, self.events, rt)
-        self.meter = Meter(objects, self.picture, self.registration, joined, self.accounts, engine, rt)
+        self.memory = MemoryGrants(engine, self.picture, self.registration, joined, self.events, rt, self.stock.held)
+        self.meter = Meter(
+            objects, self.picture, self.registration, joined, self.accounts, engine, rt, granted=self.memory.of
+        )  # fmt: skip
         self.disk = DiskGrants(engine, self.picture, self.registration, self.events, rt)
         self._supervisor = Supervisor(rt.clock)
 
@@ -116,7 +120,7 @@ class Agent:
                 ("events", self.events.run), ("queue", self.queue.run), ("engine-events", self._hear),
                 ("registration", self.registration.run), ("images", self.images.run),
                 ("templates", self.templates.run), ("governor", self.joined.governing.run), ("cpu", self.cpu.run),
-                ("accounts", self.accounts.run), ("disk", self.disk.run),
+                ("accounts", self.accounts.run), ("disk", self.disk.run), ("memory", self.memory.run),
             ):  # fmt: skip
                 self._supervisor.start(name, serve)
             await self._follow(revision)
@@ -199,7 +203,9 @@ class Agent:
         while True:
             try:
                 async with aclosing(
-                    self.objects.watch(Vm, Image, Template, Task, from_revision=revision + 1)  # type: ignore[type-var]
+                    self.objects.watch(  # type: ignore[type-var]
+                        Vm, Image, Template, Task, Host, from_revision=revision + 1
+                    )
                 ) as batches:
                     async for batch in batches:
                         for change in batch.changes:
@@ -232,8 +238,12 @@ class Agent:
             self.templates.poke(obj.meta.id)
             for vm_id in self.picture.waiting_for(obj.meta.id):
                 self._poke(vm_id)
+        elif isinstance(obj, Host):
+            self.registration.put(obj)
         elif change.kind == "task":
             self.book.drop(change.id)
+        elif change.kind == "host":
+            return
         else:
             self.picture.bury(change.id)
             pokes = {"image": self.images.poke, "template": self.templates.poke}

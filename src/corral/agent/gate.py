@@ -12,8 +12,8 @@ from corral.agent.settings import Settings
 from corral.agent.turns import Turns
 from corral.errors import NotFound
 from corral.model import ImagePhase, TemplatePhase, Vm
-from corral.model.vm import start_of
-from corral.scheduler.place import Need, Room, amount, judge
+from corral.model.vm import Memory, start_of
+from corral.scheduler.place import Need, Room, Taken, amount, judge
 
 EVICTION_S = 0.5
 """Until a template that nobody uses is gone."""
@@ -95,27 +95,32 @@ class Entrance:
         return None
 
     def _room(self, vm: Vm) -> Gate | None:
-        why = self.lacks(vm.spec.memory.size, vm.spec.cpu.count, but=vm.meta.id)
+        why = self.lacks(vm.spec.memory, vm.spec.cpu.count, but=vm.meta.id)
         if not why:
             return None
         if self._stock.evict():
             return Gate("waits for the memory of a template that nobody uses", again_s=EVICTION_S)
         return Gate(f"does not fit now: {why}", again_s=self._settings.recheck_s)
 
-    def lacks(self, memory: int, cpus: int, *, but: str = "") -> str:
+    def lacks(self, memory: Memory, cpus: int, *, but: str = "") -> str:
         """Admission at the last moment: what runs here counts, by what it is allowed to use. Empty: it fits."""
         facts = self._joined.facts()
         others = [v for id in self._picture.alive if id != but and (v := self._picture.vms.get(id)) is not None]
+        spec, taken = self._registration.spec, Taken()
+        for other in others:
+            taken = taken.plus(other.spec.memory)
         room = Room(
             host=self._registration.name, arch=facts.arch, cpus=facts.cpus, memory=facts.memory,
             reserved=self._registration.reserved(facts), overhead=self._registration.overhead,
-            used=sum(v.spec.memory.size for v in others), vms=len(others), disk_free=facts.disk_free,
-            templates=self._stock.held(),
+            used=taken.memory, promised=taken.reserve, vms=taken.vms, disk_free=facts.disk_free,
+            templates=self._stock.held(), budget=spec.memory_budget, overcommit=spec.memory_overcommit,
         )  # fmt: skip
-        verdict = judge(Need(memory=memory, cpus=cpus), room)
+        verdict = judge(Need(memory=memory.size, reserve=memory.reserve or 0, cpus=cpus), room)
         if not verdict.fits:
             return verdict.reason
-        wanted = memory + room.overhead
+        # Where more is given than there is, nobody can count on all of it at once.
+        sure = max(memory.reserve or 0, int(memory.size / spec.memory_overcommit))
+        wanted = sure + room.overhead
         if wanted > facts.memory_available:
             left = amount(facts.memory_available)
             return f"memory: needs {amount(wanted)}, other programs of this host leave {left}"

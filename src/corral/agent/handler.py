@@ -135,7 +135,8 @@ class VmHandler:
         elif decision.do is not Do.QUARANTINE:
             info = self._guests.info(vm.meta.id)
             fields |= {
-                "pid": sighting.pid, "started_at": status.started_at or sighting.started_at,
+                "pid": sighting.pid, "memory": sighting.memory or status.memory,
+                "started_at": status.started_at or sighting.started_at,
                 "accelerator": sighting.accelerator or status.accelerator,
                 "guest": info.agent if info else status.guest,
                 "addresses": info.addresses if info else status.addresses,

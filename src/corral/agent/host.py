@@ -11,14 +11,16 @@ from corral.agent.ports import Facts, ReadFacts
 from corral.agent.settings import Settings
 from corral.engine.protocol import Capabilities, Engine
 from corral.errors import NotFound, Refused
-from corral.model import Accelerator, Host, HostStatus, Meta
+from corral.model import Accelerator, Host, HostSpec, HostStatus, Meta
 from corral.runtime import Runtime
 from corral.scheduler.place import DEFAULT_OVERHEAD
 from corral.store.objects import Objects
-from corral.units import GIB
+from corral.units import GIB, MIB
 
 log = structlog.get_logger("host")
 
+OVERHEAD_MOST = 2
+"""One VM whose QEMU grows without end must not keep all others out."""
 DISK_STEP = GIB
 """Free disk is written down when it moved by this much: it moves all the time."""
 
@@ -34,11 +36,29 @@ class Registration:
         self._objects, self._engine, self._facts, self._rt = objects, engine, facts, rt
         self._settings, self.name, self._id = settings, name, id
         self._capabilities: Capabilities | None = None
+        self._measured = 0
+        self.host: Host | None = None
+        """The record as it was last seen."""
+
+    @property
+    def spec(self) -> HostSpec:
+        """What people want of this host."""
+        return self.host.spec if self.host is not None else HostSpec()
+
+    def put(self, host: Host) -> None:
+        """Take in a record: it may be ours."""
+        if host.meta.id == self._id and (self.host is None or self.host.meta.revision < host.meta.revision):
+            self.host = host
 
     @property
     def overhead(self) -> int:
-        """Bytes a VM costs beyond its memory."""
-        return (self._capabilities.overhead if self._capabilities else 0) or DEFAULT_OVERHEAD
+        """Bytes a VM costs beyond its memory: what the engine says, or more where running ones were seen to take it."""
+        told = (self._capabilities.overhead if self._capabilities else 0) or DEFAULT_OVERHEAD
+        return min(max(told, self._measured), told * OVERHEAD_MOST)
+
+    def measured(self, overhead: int) -> None:
+        """A running VM takes so much beyond its memory."""
+        self._measured = max(self._measured, -(-overhead // MIB) * MIB)
 
     def reserved(self, facts: Facts) -> int:
         """Bytes the host keeps for itself."""
@@ -57,6 +77,7 @@ class Registration:
         except NotFound:
             return None
         self.name = host.meta.name
+        self.put(host)
         return host
 
     async def refresh(self, *, again: bool = False) -> Host:
@@ -78,7 +99,9 @@ class Registration:
                 return None
             return msgspec.structs.replace(current, status=kept)
 
-        return await self._objects.change(Host, self._id, mutate)
+        changed = await self._objects.change(Host, self._id, mutate)
+        self.put(changed)
+        return changed
 
     async def _register(self, status: HostStatus) -> Host:
         meta = Meta(id=self._id, name=self.name, created=self._rt.clock.now())
@@ -88,6 +111,7 @@ class Registration:
             if error.code == "exists":
                 log.error("another host is registered under this name", name=self.name)
             raise
+        self.put(host)
         return host
 
     def _status(self, facts: Facts, able: Capabilities) -> HostStatus:

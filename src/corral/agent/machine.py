@@ -10,9 +10,12 @@ from corral.engine.protocol import Card, Drive, HostForward, KernelBoot, Layer, 
 from corral.errors import Bug
 from corral.model import Vm
 from corral.model.vm import Disk, Port
+from corral.units import MIB
 
 ROOT = "root"
 """Name of the drive that the record calls ``disk``."""
+NET_SLACK = 256 * MIB
+"""Disk blocks that the host caches are counted with the VM that read them, and dropped before anything is ended."""
 
 
 def hostname_of(vm: Vm) -> str:
@@ -63,6 +66,11 @@ def machine_of(
         joins=joins,
         template=template,
     )
+
+
+def memory_net(size: int, overhead: int) -> int:
+    """Bytes at which the kernel ends a VM's processes: a safety net, far above all that its guest and its QEMU take."""
+    return size + 2 * overhead + NET_SLACK
 
 
 def _kernel(vm: Vm, files: BootFiles) -> KernelBoot | None:

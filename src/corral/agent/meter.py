@@ -6,12 +6,13 @@ Nothing runs while nobody looks. Answers are at most :data:`FRESH_S` old, so tha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
 from corral.agent.grants.accounts import Accounts, Sums
+from corral.agent.grants.memory import Granted
 from corral.agent.host import Registration
 from corral.agent.picture import Picture
 from corral.agent.ports import Joined
@@ -36,8 +37,9 @@ class Meter:
 
     def __init__(
         self, objects: Objects, picture: Picture, registration: Registration, joined: Joined, accounts: Accounts,
-        engine: Engine, rt: Runtime,
+        engine: Engine, rt: Runtime, *, granted: Callable[[Vm], Granted | None],
     ) -> None:  # fmt: skip
+        self._granted = granted
         self._objects, self._picture, self._registration = objects, picture, registration
         self._joined, self._accounts, self._rt = joined, accounts, rt
         self._traffic = TrafficMeter(engine, rt)
@@ -79,7 +81,7 @@ class Meter:
         report = self._joined.governing.report()
         said = {one.id: one for one in report.vms} if report else {}
         vms = tuple(
-            _vm(vm, said.get(vm.meta.id), self._accounts.sums(vm.meta.id), used, moved)
+            _vm(vm, said.get(vm.meta.id), self._accounts.sums(vm.meta.id), _memory(vm, self._granted(vm), used), moved)
             for vm, used, moved in zip(here, held, traffic, strict=True)
         )
         specs = {one.meta.name: one.spec for one in (await self._objects.list(Project)).items} if vms else {}
@@ -100,7 +102,7 @@ class Meter:
         return Usage(at=self._rt.clock.now(), host=host, vms=vms, projects=projects)
 
 
-def _vm(vm: Vm, said: VmReport | None, sums: Sums | None, held: int | None, moved: Traffic) -> VmUsage:
+def _vm(vm: Vm, said: VmReport | None, sums: Sums | None, memory: MemoryUsage, moved: Traffic) -> VmUsage:
     spec = vm.spec.cpu
     cpu = CpuUsage(weight=spec.weight, reserve=spec.reserve, limit=_limit(vm), burst=spec.burst, total=_totals(sums))
     if said is not None:
@@ -110,8 +112,16 @@ def _vm(vm: Vm, said: VmReport | None, sums: Sums | None, held: int | None, move
         )  # fmt: skip
     return VmUsage(
         id=vm.meta.id, name=vm.meta.name, project=vm.meta.project, phase=vm.status.phase,
-        accelerator=vm.status.accelerator, cpu=cpu, memory=MemoryUsage(size=vm.spec.memory.size, used=held),
-        disks=moved.disks, nics=moved.nics,
+        accelerator=vm.status.accelerator, cpu=cpu, memory=memory, disks=moved.disks, nics=moved.nics,
+    )  # fmt: skip
+
+
+def _memory(vm: Vm, known: Granted | None, held: int | None) -> MemoryUsage:
+    spec = vm.spec.memory
+    if known is None:
+        return MemoryUsage(size=spec.size, reserve=spec.reserve, used=held)
+    return MemoryUsage(
+        size=spec.size, reserve=spec.reserve, used=held, granted=known.granted, guest_used=known.used
     )  # fmt: skip
 
 

@@ -169,6 +169,8 @@ class Facts(Protocol):
     def boot_id(self) -> str: ...
     @property
     def privileged(self) -> bool: ...
+    @property
+    def memory_stalled(self) -> float: ...
 
 
 ReadFacts = Callable[[], Facts]
@@ -195,7 +197,11 @@ class Groups(Protocol):
 
     def prepare(self, id: str) -> tuple[Path, ...]: ...
 
+    def memory_limit(self, id: str, limit: int | None) -> None: ...
+
     def ooms(self, id: str) -> int: ...
+
+    def starved(self, id: str) -> bool: ...
 
     def remove(self, id: str) -> None: ...
 
@@ -223,7 +229,16 @@ async def _pretended_key() -> HostKey:
     return HostKey(b"private\n", b"public\n")
 
 
-async def _unknown(pids: Sequence[int]) -> list[int | None]:
+class Resident(Protocol):
+    """What a process has in memory (:class:`corral.host.process.Resident`). Bytes."""
+
+    @property
+    def private(self) -> int: ...
+    @property
+    def shared(self) -> int: ...
+
+
+async def _unknown(pids: Sequence[int]) -> list[Any]:
     """Of pretended processes."""
     return [None for _ in pids]
 
@@ -243,3 +258,5 @@ class Joined(NamedTuple):
     """Bytes of the host's memory that processes hold; None of one that nobody can say of."""
     host_key: Callable[[], Awaitable[HostKey]] = _pretended_key
     """A fresh SSH host key: making one on an emulated CPU takes seconds."""
+    resident: Callable[[Sequence[int]], Awaitable[list[Resident | None]]] = _unknown
+    """What processes have in memory, files left out; cheap. None as above."""

@@ -15,7 +15,7 @@ import msgspec
 from corral.agent import forwards
 from corral.agent.failure import TABLE, Cause, Policy
 from corral.agent.guests import Guests
-from corral.agent.machine import has_ssh, hostname_of, machine_of, wants_root, wants_seed
+from corral.agent.machine import has_ssh, hostname_of, machine_of, memory_net, wants_root, wants_seed
 from corral.agent.picture import Memory, Picture
 from corral.agent.ports import BootFiles, Joined
 from corral.agent.progress import TaskBook
@@ -36,7 +36,7 @@ from corral.storage.seed import Seed
 from corral.store.objects import Objects, Remove
 from corral.units import format_duration
 
-OFF_FIELDS: dict[str, Any] = {"pid": None, "started_at": None, "addresses": (), "guest": ""}
+OFF_FIELDS: dict[str, Any] = {"pid": None, "memory": None, "started_at": None, "addresses": (), "guest": ""}
 """What the status says of a VM that has no process."""
 
 PORT_ROUNDS = 3
@@ -91,6 +91,8 @@ class Steps:
         self._mark(vm, "disk")
         self._book.step(id, "start", told)
         joins = self._joined.groups.prepare(id)
+        net = memory_net(vm.spec.memory.size, (await self._engine.probe()).overhead)
+        self._joined.groups.memory_limit(id, net)  # before there is a process, so that all of its memory is counted
         for last in range(PORT_ROUNDS, 0, -1):
             vm = await self._allot(vm, files, choice)
             await self._rt.faults.at("create.ports")

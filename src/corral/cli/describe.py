@@ -13,9 +13,10 @@ _TIMES = (
     "status.seen_at", "spec.at",
 )  # fmt: skip
 _SIZES = (
-    "spec.memory.size", "spec.disk.size", "spec.disk.bandwidth", "spec.disk.bandwidth_burst", "spec.size",
-    "spec.memory", "spec.disk", "spec.disk_bandwidth", "spec.disk_bandwidth_burst", "status.memory", "status.size",
-    "status.memory_reserved", "status.disk_free", "status.virtual_size", "status.min_memory", "status.used",
+    "spec.memory.size", "spec.memory.reserve", "spec.memory_budget", "spec.disk.size", "spec.disk.bandwidth",
+    "spec.disk.bandwidth_burst", "spec.size", "spec.memory", "spec.disk", "spec.disk_bandwidth",
+    "spec.disk_bandwidth_burst", "status.memory", "status.size", "status.memory_reserved", "status.disk_free",
+    "status.virtual_size", "status.min_memory", "status.used",
     "status.received", "status.total",
 )  # fmt: skip
 

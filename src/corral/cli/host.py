@@ -9,8 +9,10 @@ from corral.cli.failures import clean
 from corral.cli.noun import noun
 from corral.cli.output import print_one
 from corral.cli.session import Session
+from corral.cli.set import set_host
 
 host = noun("host", deletable=False)
+host.add_command(set_host)
 
 
 @host.command("probe", cls=Command)

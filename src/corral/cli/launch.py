@@ -25,10 +25,10 @@ from corral.model.kinds import KINDS
 from corral.model.patch import keys
 
 MAX_USER_DATA = 64 << 10
-SIZES = ("size", "bandwidth", "bandwidth_burst", "rate")
-"""Fields that hold bytes, or bytes a second: ``512M``."""
-SHARES = ("limit", "reserve", "cpu_limit", "cpu_reserve")
-"""Fields that hold cores: ``0.5`` or ``50%``."""
+SIZES = ("size", "bandwidth", "bandwidth_burst", "rate", "memory_budget", "memory.reserve")
+"""Fields that hold bytes, or bytes a second: ``512M``. The last word of a path tells them, or the last two."""
+SHARES = ("limit", "reserve", "cpu_limit", "cpu_reserve", "memory_overcommit")
+"""Fields that hold cores or ratios: ``0.5`` or ``50%``."""
 vm_options = [
     click.Option(["--name", "-n"], help="Its name (default: one is made up). With --count: NAME-1, NAME-2, …"),
     click.Option(["--count"], type=click.IntRange(1), metavar="K", help="Make several alike."),
@@ -175,13 +175,14 @@ def assign(spec: dict[str, Any], word: str, flag: str = "--set") -> None:
             raise click.BadParameter(f"there is no {path}", param_hint=flag)
     if not isinstance(place, dict):
         raise click.BadParameter(f"{path} lies inside a list; lists have flags of their own", param_hint=flag)
-    place[words[-1]] = _value(words[-1], text)
+    place[words[-1]] = _value(words, text)
 
 
-def _value(key: str, text: str) -> Any:
+def _value(words: Sequence[str], text: str) -> Any:
+    key = words[-1]
     if text in ("none", "null"):
         return None
-    if key in SIZES:
+    if key in SIZES or ".".join(words[-2:]) in SIZES:
         return SIZE.convert(text.removesuffix("/s"), None, None)
     if key in SHARES:
         return SHARE.convert(text, None, None)

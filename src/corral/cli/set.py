@@ -1,4 +1,4 @@
-"""``corral vm set`` and ``corral project set``: change a spec, and say when each change takes effect."""
+"""``corral vm set``, ``project set`` and ``host set``: change a spec, and say when each change takes effect."""
 
 from __future__ import annotations
 
@@ -40,17 +40,19 @@ def set_vm(session: Session, name: str, changes: tuple[str, ...], dry_run: bool)
     """
     before = session.get("vm", name)
     runs = before["status"]["phase"] not in OFF
+    memory = before["status"]["memory"]
     try:
         after = change(session, "vm", before, changes, dry_run=dry_run)
     except Invalid as error:
         after = {**before, "spec": merge(before["spec"], assigned(before, changes))}
         refused = {public(problem.field): problem.message for problem in error.problems}
-        found = effects(before["spec"], after["spec"], runs=runs, refused=refused)
+        found = effects(before["spec"], after["spec"], runs=runs, memory=memory, refused=refused)
         if not dry_run or not refused.keys() <= {one.field for one in found}:
             raise  # what is wrong is no field of theirs: a burst that the new limit goes beyond
         show(session, after, found, dry_run=True)
         return error.exit_status
-    show(session, after, effects(before["spec"], after["spec"], runs=runs), dry_run=dry_run)
+    found = effects(before["spec"], after["spec"], runs=runs, memory=memory)
+    show(session, after, found, dry_run=dry_run)
     return 0
 
 
@@ -67,8 +69,22 @@ def set_project(session: Session, name: str, changes: tuple[str, ...], dry_run: 
     show(session, after, effects(before["spec"], after["spec"], runs=False), dry_run=dry_run)
 
 
+@click.command("set", cls=Command)
+@click.pass_obj
+def set_host(session: Session, name: str, changes: tuple[str, ...], dry_run: bool) -> None:
+    """Change a host: what its VMs may take together.
+
+    \b
+    corral host set HOST memory_budget=16G memory_overcommit=1.5
+    """
+    before = session.get("host", name)
+    after = change(session, "host", before, changes, dry_run=dry_run)
+    show(session, after, effects(before["spec"], after["spec"], runs=False), dry_run=dry_run)
+
+
 set_vm.params += arguments
 set_project.params += arguments
+set_host.params += arguments
 
 
 def change(session: Session, kind: str, before: Object, words: tuple[str, ...], *, dry_run: bool) -> Object:

@@ -23,6 +23,8 @@ class HostFacts(NamedTuple):
     os: str
     boot_id: str
     privileged: bool
+    memory_stalled: float = 0.0
+    """Per cent of the last 10 s in which something waited for memory; 0 where the kernel does not say."""
 
 
 def memory_info() -> tuple[int, int]:
@@ -30,6 +32,16 @@ def memory_info() -> tuple[int, int]:
     lines = Path("/proc/meminfo").read_text().splitlines()
     kib = {key: int(rest.split()[0]) for key, _, rest in (line.partition(":") for line in lines)}
     return kib["MemTotal"] << 10, kib.get("MemAvailable", kib["MemFree"]) << 10
+
+
+def memory_stalled() -> float:
+    """The kernel's pressure figure for memory (``some avg10`` of PSI), per cent; 0 where it has none."""
+    try:
+        text = Path("/proc/pressure/memory").read_text()
+    except OSError:  # not there, or switched off (EOPNOTSUPP when it is read)
+        return 0.0
+    some = next(line for line in text.splitlines() if line.startswith("some "))
+    return float(dict(word.split("=") for word in some.split()[1:])["avg10"])
 
 
 def os_name() -> str:
@@ -60,4 +72,5 @@ def facts(state: Path) -> HostFacts:
         os=os_name(),
         boot_id=boot_id(),
         privileged=os.geteuid() == 0,
+        memory_stalled=memory_stalled(),
     )

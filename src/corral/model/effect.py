@@ -10,7 +10,8 @@ from corral.model.patch import public
 LIVE = (
     "cpu.burst",
     "cpu.weight", "cpu.limit", "cpu.reserve", "disk.root.iops", "disk.root.bandwidth", "disk.root.iops_burst",
-    "disk.root.bandwidth_burst", "disk.root.burst_s", "restart", "on_hang", "power", "ephemeral",
+    "disk.root.bandwidth_burst", "disk.root.burst_s", "memory.reserve", "memory.weight", "restart", "on_hang", "power",
+    "ephemeral",
 )  # fmt: skip
 """Fields that a running VM follows within a second or two; its hardware is what it was started with."""
 Effect = Literal["live", "restart", "now", "impossible"]
@@ -30,23 +31,29 @@ class Changed(NamedTuple):
 
 
 def effects(
-    before: Mapping[str, Any], after: Mapping[str, Any], *, runs: bool, refused: Mapping[str, str] | None = None
-) -> list[Changed]:
-    """What changed between two specs, by field. ``refused``: field → why it cannot be so."""
+    before: Mapping[str, Any], after: Mapping[str, Any], *, runs: bool, memory: int | None = None,
+    refused: Mapping[str, str] | None = None,
+) -> list[Changed]:  # fmt: skip
+    """What changed between two specs, by field. ``memory``: bytes that the hardware was started with. ``refused``:
+    field → why it cannot be so."""
     old, new = dict(_leaves(before)), dict(_leaves(after))
     why = refused or {}
     return [
-        Changed(field, old.get(field), new.get(field), _effect(field, runs, why), why.get(field, ""))
+        Changed(
+            field, old.get(field), new.get(field), _effect(field, new.get(field), runs, memory, why), why.get(field, "")
+        )
         for field in sorted(old.keys() | new.keys())
         if old.get(field) != new.get(field)
     ]
 
 
-def _effect(field: str, runs: bool, refused: Mapping[str, str]) -> Effect:
+def _effect(field: str, wanted: Any, runs: bool, memory: int | None, refused: Mapping[str, str]) -> Effect:
     if field in refused:
         return "impossible"
     if not runs:
         return "now"
+    if field == "memory.size":  # its balloon gives back a part of what the hardware has, and can give no more
+        return "live" if memory is not None and wanted <= memory else "restart"
     return "live" if field in LIVE else "restart"
 
 

@@ -21,6 +21,10 @@ class Accelerator(Struct, frozen=True, kw_only=True):
 class HostSpec(Struct, frozen=True, kw_only=True):
     cordoned: bool = False
     """No new placements."""
+    memory_budget: int | None = None
+    """Bytes that VMs may take together, their QEMUs included; None: all but what the host keeps for itself."""
+    memory_overcommit: float = 1.0
+    """How much more than the budget VMs may be given on paper, like 1.5; what they reserve is never more than it."""
 
 
 class HostStatus(Struct, frozen=True, kw_only=True):

@@ -49,7 +49,13 @@ class MemoryUsage(Struct, frozen=True, kw_only=True):
     """Memory of one VM."""
 
     size: int
-    """What the guest has."""
+    """What its record says."""
+    reserve: int | None = None
+    """What stays its own, as in its record."""
+    granted: int | None = None
+    """What its guest may use now: less than the size while memory is short."""
+    guest_used: int | None = None
+    """What its guest uses and cannot give back. Guests are asked only while that matters."""
     used: int | None = None
     """What its QEMU holds of the host's memory; pages shared with others count in part."""
 

@@ -24,7 +24,7 @@ from corral.model.project import ProjectSpec
 from corral.model.shape import MAX_PROBLEMS, read
 from corral.model.strict import shown
 from corral.model.template import TemplateSpec
-from corral.model.vm import Nic, VmSpec
+from corral.model.vm import Memory, Nic, VmSpec
 from corral.units import GIB, KIB, MIB, format_size
 
 T = TypeVar("T")
@@ -38,6 +38,9 @@ MAX_SAVED_S = 86_400
 MIN_MEMORY = 64 * MIB
 """Below this not even the smallest image boots."""
 MAX_MEMORY = 1024 * GIB
+MAX_BUDGET = 64 * 1024 * GIB
+MAX_OVERCOMMIT = 10.0
+"""Beyond this guests cannot even boot at the same time."""
 MAX_DISK = 64 * 1024 * GIB
 MIN_IOPS, MAX_IOPS = 10, 10_000_000
 MIN_RATE, MAX_RATE = 64 * KIB, 64 * GIB
@@ -176,6 +179,14 @@ def _burst(burst: float, limit: float | None, field: str) -> Found:
         yield Problem(field, "there is nothing to save below: it has no limit", "0, or a limit beside it")
 
 
+def _memory(memory: Memory, path: str) -> Found:
+    yield from _bytes(memory.size, MIN_MEMORY, MAX_MEMORY, f"{path}.size")
+    yield from _range(memory.weight, 1, MAX_WEIGHT, f"{path}.weight")
+    if memory.reserve is not None and not 0 <= memory.reserve <= memory.size:
+        expected = f"0 to {format_size(memory.size)}, or null: no more than the size"
+        yield Problem(f"{path}.reserve", f"{memory.reserve} bytes is out of range", expected)
+
+
 def _line(value: str, field: str, most: int = 1024) -> Found:
     if len(value) > most or not value.isprintable():
         yield Problem(field, f"{shown(value)} is no line of text", f"up to {most} printable characters")
@@ -193,7 +204,7 @@ def _vm(spec: VmSpec, path: str) -> Found:
     if 1 <= cpu.count <= MAX_CPUS:
         yield from _shares(cpu.weight, cpu.limit, cpu.reserve, cpu.count, f"{path}.cpu", ("weight", "limit", "reserve"))
     yield from _burst(cpu.burst, cpu.limit, f"{path}.cpu.burst")
-    yield from _bytes(spec.memory.size, MIN_MEMORY, MAX_MEMORY, f"{path}.memory.size")
+    yield from _memory(spec.memory, f"{path}.memory")
     if spec.disk.size is not None:
         yield from _bytes(spec.disk.size, MIB, MAX_DISK, f"{path}.disk.size")
     yield from _disk_limits(spec.disk, f"{path}.disk")
@@ -356,8 +367,13 @@ def _project(spec: ProjectSpec, path: str) -> Found:
     yield from _shares(spec.cpu_weight, spec.cpu_limit, spec.cpu_reserve, MAX_CORES, path, fields)
 
 
-def _host(_spec: HostSpec, _path: str) -> Found:
-    return iter(())
+def _host(spec: HostSpec, path: str) -> Found:
+    if spec.memory_budget is not None and not MIN_MEMORY <= spec.memory_budget <= MAX_BUDGET:
+        expected = f"{format_size(MIN_MEMORY)} to {format_size(MAX_BUDGET)}, or null"
+        yield Problem(f"{path}.memory_budget", f"{spec.memory_budget} bytes is out of range", expected)
+    if not 1.0 <= spec.memory_overcommit <= MAX_OVERCOMMIT:
+        expected = f"1 (never more than there is) to {MAX_OVERCOMMIT:g}"
+        yield Problem(f"{path}.memory_overcommit", f"{spec.memory_overcommit:g} is out of range", expected)
 
 
 _CHECKS: dict[type[Struct], Callable[[Any, str], Found]] = {

@@ -72,7 +72,13 @@ class Memory(Struct, frozen=True, kw_only=True):
     """Guest memory."""
 
     size: int = 512 * MIB
-    """Bytes, a multiple of 1 MiB."""
+    """Bytes, a multiple of 1 MiB. While it runs: less takes effect at once, more than it was started with at the next
+    start."""
+    reserve: int | None = None
+    """Bytes that stay its own when the host is short of memory; None: all of it on a host that does not overcommit,
+    nothing beyond what its guest uses on one that does."""
+    weight: int = 100
+    """Against other VMs when memory is short, 1 to 10000."""
 
 
 class Disk(Struct, frozen=True, kw_only=True):
@@ -176,6 +182,8 @@ class VmStatus(Struct, frozen=True, kw_only=True):
     """Rises with every placement; an agent never acts on a lower one than it has seen."""
     accelerator: str = ""
     """``kvm`` or ``tcg``: how its CPUs are made."""
+    memory: int | None = None
+    """Bytes of its hardware: what it was started with."""
     pid: int | None = None
     started_at: float | None = None
     boots: int = 0

@@ -1,7 +1,8 @@
 """Which host takes a VM: filter → score → choose, over an immutable picture, with a sentence for every refusal.
 
 Used unchanged by the API (refuse before anything is written), by placement (choose) and by the agent (admission at
-the last moment). Memory is never overcommitted: what is configured counts, and the hypervisor's own overhead with it.
+the last moment). Memory is never overcommitted unless a host's record says how far: what is configured counts, and the
+hypervisor's own overhead with it. What VMs reserve, and the overhead, always fit.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from corral.model import Host, Power, Template, TemplatePhase, Vm
+from corral.model import Host, Memory, Power, Template, TemplatePhase, Vm
 from corral.units import GIB, MIB
 
 DEFAULT_OVERHEAD = 60 * MIB
@@ -26,10 +27,13 @@ class Need(NamedTuple):
     cpus: int = 1
     arch: str = ""
     host: str = ""
+    reserve: int = 0
+    """Of ``memory``: what it must have even when the host is short of it."""
 
 
 class Room(NamedTuple):
-    """What a host has. ``used`` counts the memory of its VMs, without overhead; ``vms`` how many they are."""
+    """What a host has. ``used`` counts the memory of its VMs, without overhead, ``promised`` what they reserve of it,
+    ``vms`` how many they are. ``budget``: what they may take together, if that is less than all the host can spare."""
 
     host: str
     phase: str = "ready"
@@ -44,11 +48,29 @@ class Room(NamedTuple):
     disk_free: int | None = None
     templates: int = 0
     """Bytes that templates hold, each once for all its forks."""
+    budget: int | None = None
+    overcommit: float = 1.0
+    promised: int = 0
+
+    @property
+    def capacity(self) -> int:
+        """Bytes that all VMs may really take, overhead included; never negative."""
+        return max(0, capacity_of(self.memory - self.reserved, self.budget) - self.templates)
 
     @property
     def free(self) -> int:
-        """Bytes that new VMs can have, overhead included; never negative."""
-        return max(0, self.memory - self.reserved - self.templates - self.used - self.vms * self.overhead)
+        """Bytes that new VMs can be given, overhead included; never negative."""
+        return max(0, int(self.capacity * self.overcommit) - self.used - self.vms * self.overhead)
+
+    @property
+    def unreserved(self) -> int:
+        """Bytes that new VMs can reserve, overhead included; never negative."""
+        return max(0, self.capacity - self.promised - self.vms * self.overhead)
+
+
+def capacity_of(spare: int, budget: int | None) -> int:
+    """Bytes that VMs and templates of a host may take: its budget, but no more than what it can spare."""
+    return max(0, spare if budget is None else min(budget, spare))
 
 
 class Verdict(NamedTuple):
@@ -67,7 +89,21 @@ class Verdict(NamedTuple):
 
 def need_of(vm: Vm, *, arch: str = "", host: str = "") -> Need:
     """The need of a VM; ``arch`` and ``host`` come from its image."""
-    return Need(memory=vm.spec.memory.size, cpus=vm.spec.cpu.count, arch=arch, host=host)
+    memory = vm.spec.memory
+    return Need(memory=memory.size, cpus=vm.spec.cpu.count, arch=arch, host=host, reserve=memory.reserve or 0)
+
+
+class Taken(NamedTuple):
+    """What VMs take together: their memory, what they reserve of it, how many they are."""
+
+    memory: int = 0
+    reserve: int = 0
+    vms: int = 0
+
+    def plus(self, memory: Memory, sign: int = 1) -> Taken:
+        """With one VM more, or (``sign`` -1) one less."""
+        reserve = self.reserve + sign * (memory.reserve or 0)
+        return Taken(self.memory + sign * memory.size, reserve, self.vms + sign)
 
 
 def kept(template: Template) -> int:
@@ -86,21 +122,21 @@ def rooms(
     held: dict[str, int] = {}
     for template in templates:
         held[template.status.host] = held.get(template.status.host, 0) + kept(template)
-    used: dict[str, tuple[int, int]] = {}
+    taken: dict[str, Taken] = {}
     for vm in vms:
         if vm.status.host and vm.meta.id != without and vm.spec.power is not Power.STOPPED and not vm.meta.deleted:
-            memory, count = used.get(vm.status.host, (0, 0))
-            used[vm.status.host] = (memory + vm.spec.memory.size, count + 1)
+            taken[vm.status.host] = taken.get(vm.status.host, Taken()).plus(vm.spec.memory)
     found = []
     for host in hosts:
-        memory, count = used.get(host.meta.name, (0, 0))
         status = host.status
+        used, promised, count = taken.get(host.meta.name, Taken())
         found.append(
             Room(
                 host=host.meta.name, phase=status.phase, cordoned=host.spec.cordoned, arch=status.arch,
                 cpus=status.cpus, memory=status.memory, reserved=status.memory_reserved,
-                overhead=status.overhead or DEFAULT_OVERHEAD, used=memory, vms=count,
-                disk_free=status.disk_free or None, templates=held.get(host.meta.name, 0),
+                overhead=status.overhead or DEFAULT_OVERHEAD, used=used, vms=count, promised=promised,
+                disk_free=status.disk_free or None, budget=host.spec.memory_budget,
+                overcommit=host.spec.memory_overcommit, templates=held.get(host.meta.name, 0),
             )
         )  # fmt: skip
     return sorted(found)
@@ -124,7 +160,10 @@ def _arch(need: Need, room: Room) -> str:
 
 def _memory(need: Need, room: Room) -> str:
     wanted = need.memory + room.overhead
-    return "" if wanted <= room.free else f"needs {amount(wanted)}, {amount(room.free)} free"
+    if wanted > room.free:
+        return f"needs {amount(wanted)}, {amount(room.free)} free"
+    own = need.reserve + room.overhead
+    return "" if own <= room.unreserved else f"reserves {amount(own)}, {amount(room.unreserved)} not reserved"
 
 
 def _disk(_need: Need, room: Room) -> str:

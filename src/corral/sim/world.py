@@ -268,6 +268,7 @@ class SimFacts(NamedTuple):
     os: str = "Simulated"
     boot_id: str = "00000000-0000-4000-8000-000000000001"
     privileged: bool = False
+    memory_stalled: float = 0.0
 
 
 class SimPorts:

@@ -27,7 +27,7 @@ from corral.engine.protocol import Engine, State
 from corral.errors import CorralError, NotFound, Refused
 from corral.governor.protocol import VmPlan
 from corral.model import Phase, TaskState, Template, TemplatePhase
-from corral.model.vm import start_of
+from corral.model.vm import Memory, start_of
 from corral.runtime import KeyedQueue, Runtime
 from corral.store.objects import Objects, Remove
 
@@ -257,7 +257,7 @@ class TemplateJobs:
 
     async def _have_room(self, template: Template) -> None:
         """Wait until its memory is free. One of the platform's does not wait: there are better uses."""
-        while why := self._entrance.lacks(template.spec.memory, template.spec.cpus):
+        while why := self._entrance.lacks(Memory(size=template.spec.memory), template.spec.cpus):
             if template.spec.auto:
                 raise Refused(why, code="no-capacity")
             self._book.step(template.meta.id, "turn", why)

@@ -159,7 +159,8 @@ class Changing(Templating):
                 problems.append(Problem(f"spec.nics[{number}].mac", "is missing", "the card's address, or a new one"))
         refuse(problems + await self.card_problems(spec, vm.meta.project))
         starts = vm.spec.power is Power.STOPPED and spec.power is not Power.STOPPED
-        if spec.power is not Power.STOPPED and (starts or spec.memory.size > vm.spec.memory.size):
+        more = spec.memory.size > vm.spec.memory.size or (spec.memory.reserve or 0) > (vm.spec.memory.reserve or 0)
+        if spec.power is not Power.STOPPED and (starts or more):
             await self.admit([changed(vm, spec=spec)], image)
 
     async def _grown(self, before: Resource, after: Resource) -> list[Update]:

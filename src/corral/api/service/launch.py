@@ -18,7 +18,6 @@ from corral.model import (
     FlavorSpec,
     Image,
     ImagePhase,
-    Memory,
     Network,
     Nic,
     Task,
@@ -163,7 +162,8 @@ class Launching(Ground):
             except NotFound as error:
                 raise NotFound(error.message, hint=error.hint, field="spec.flavor") from None
             cpu = _planned_cpu(spec.cpu, given.get("cpu") or {}, plan)
-            memory = spec.memory if "size" in (given.get("memory") or {}) else Memory(size=plan.memory)
+            planned = msgspec.structs.replace(spec.memory, size=plan.memory)
+            memory = spec.memory if "size" in (given.get("memory") or {}) else planned
             disk = _planned_disk(spec.disk, given.get("disk") or {}, plan, image)
             spec = changed_spec(spec, cpu=cpu, memory=memory, disk=disk)
             refuse(problems_of(spec))  # what was given may not go with the plan: a burst below the limit

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from corral.errors import WatchLost
-from corral.model import Host, Power, Template, Vm
+from corral.model import Host, Memory, Power, Template, Vm
 from corral.model.base import Resource
-from corral.scheduler.place import Room, rooms
+from corral.scheduler.place import Room, Taken, rooms
 from corral.store.objects import Objects
 
 
@@ -20,7 +20,7 @@ class Booking(NamedTuple):
     """What a VM takes. ``revision``: of the record it was read from."""
 
     host: str
-    memory: int
+    memory: Memory
     counts: bool
     revision: int
 
@@ -33,7 +33,7 @@ class Ledger:
         self._hosts: dict[str, Host] = {}
         self._templates: dict[str, Template] = {}
         self._vms: dict[str, Booking] = {}
-        self._used: dict[str, tuple[int, int]] = {}
+        self._taken: dict[str, Taken] = {}
         self._live = False
 
     async def run(self) -> None:
@@ -60,16 +60,16 @@ class Ledger:
             await self._read()
         found = []
         for room in rooms(self._hosts.values(), (), templates=self._templates.values()):
-            memory, count = self._used.get(room.host, (0, 0))
+            taken = self._taken.get(room.host, Taken())
             own = self._vms.get(without)
             if own is not None and own.counts and own.host == room.host:
-                memory, count = memory - own.memory, count - 1
-            found.append(room._replace(used=memory, vms=count))
+                taken = taken.plus(own.memory, -1)
+            found.append(room._replace(used=taken.memory, promised=taken.reserve, vms=taken.vms))
         return found
 
     def book(self, vm: Vm, host: str) -> None:
         """Count a VM that placement has not seen yet on the host that was found for it."""
-        self._set(vm.meta.id, Booking(host, vm.spec.memory.size, True, 0))
+        self._set(vm.meta.id, Booking(host, vm.spec.memory, True, 0))
 
     def drop(self, id: str) -> None:
         """Take back what was booked."""
@@ -88,7 +88,7 @@ class Ledger:
             return
         host = obj.status.host or (known.host if known is not None else "")
         counts = obj.spec.power is not Power.STOPPED and obj.meta.deleted is None and host != ""
-        self._set(obj.meta.id, Booking(host, obj.spec.memory.size, counts, obj.meta.revision))
+        self._set(obj.meta.id, Booking(host, obj.spec.memory, counts, obj.meta.revision))
 
     async def _read(self) -> int:
         hosts, vms = await self._objects.list(Host), await self._objects.list(Vm)
@@ -120,5 +120,4 @@ class Ledger:
 
     def _add(self, booking: Booking | None, sign: int) -> None:
         if booking is not None and booking.counts:
-            memory, count = self._used.get(booking.host, (0, 0))
-            self._used[booking.host] = (memory + sign * booking.memory, count + sign)
+            self._taken[booking.host] = self._taken.get(booking.host, Taken()).plus(booking.memory, sign)

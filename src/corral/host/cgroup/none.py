@@ -41,6 +41,9 @@ class NoGroups:
     def ooms(self, id: str) -> int:
         return 0
 
+    def starved(self, id: str) -> bool:
+        return False
+
     def remove(self, id: str) -> None:
         pass
 

@@ -57,6 +57,10 @@ class Groups(Protocol):
         """How many of its processes the kernel ended for memory."""
         ...
 
+    def starved(self, id: str) -> bool:
+        """Its processes stand still at their limit of memory, because somebody told the kernel not to end them."""
+        ...
+
     def remove(self, id: str) -> None:
         """Forget the groups of a VM that has no process. One that still has some stays (Refused ``in-use``)."""
         ...

@@ -65,6 +65,9 @@ class GroupsV1:
     def ooms(self, id: str) -> int:
         return 0 if self._memory is None else files.field(self._memory / id / "memory.oom_control", "oom_kill")
 
+    def starved(self, id: str) -> bool:
+        return self._memory is not None and files.field(self._memory / id / "memory.oom_control", "under_oom") == 1
+
     def remove(self, id: str) -> None:
         for parent in self._parents.values():
             files.remove(parent / id)

@@ -64,6 +64,9 @@ class GroupsV2:
     def ooms(self, id: str) -> int:
         return files.field(self._parent / id / "memory.events", "oom_kill")
 
+    def starved(self, id: str) -> bool:
+        return False  # there is no such switch in version 2
+
     def remove(self, id: str) -> None:
         files.remove(self._parent / id)
 
