@@ -129,11 +129,15 @@ def plan(pool: Pool, claims: Sequence[Claim]) -> list[int]:
 
 
 def missing(pool: Pool, claims: Sequence[Claim]) -> int:
-    """Bytes that would have to be taken back and cannot be: everybody has but what they must keep. 0: none."""
-    if not pool.pressed:
+    """Bytes that would have to be taken back and cannot be: everybody has but what they must keep. 0: none.
+
+    Of a guest that does not say what it needs nothing is known; and what may be needed soon is not missing yet.
+    """
+    now = pool._replace(growth=0)
+    if not now.pressed or any(claim.used is None for claim in claims):
         return 0
     granted = sum(min(claim.granted, most(claim)) for claim in claims)
-    return max(0, sum(least(claim) for claim in claims) - _bearable(pool, granted))
+    return max(0, sum(least(claim) for claim in claims) - _bearable(now, granted))
 
 
 def _bearable(pool: Pool, granted: int) -> int:

@@ -119,15 +119,15 @@ class MemoryGrants:
             return False
         pool = await self._pool(here)
         if not pool.pressed and not moving:
-            self._tell(pool, [])
+            self._tell(pool, 0)
             await self._rest(rows)
             return pool.growth > 0
         await self._ask(rows)
         rows = self._rows(here)
         claims = [row.claim for row in rows]
-        self._tell(pool, claims)
         targets = plan(pool, claims)
         moves = [(row, target) for row, target in zip(rows, targets, strict=True) if target != row.claim.granted]
+        self._tell(pool, 0 if moves else missing(pool, claims))
         await asyncio.gather(*(self._move(row, target) for row, target in moves))
         unheard = any(row.claim.used is None and row.claim.granted != row.claim.size for row in rows)
         return bool(moves) or pool.pressed or unheard
@@ -249,9 +249,9 @@ class MemoryGrants:
             return
         await self._rt.faults.at("memory.ballooned")
 
-    def _tell(self, pool: Pool, claims: Sequence[Claim]) -> None:
+    def _tell(self, pool: Pool, lacking: int) -> None:
         """An event when memory becomes short here, when there is none left to take back, and when it is over."""
-        host, lacking = self._registration.host, missing(pool, claims)
+        host = self._registration.host
         over = pool.pressed or (self._pressed and pool.room <= 0)  # over when there is room again, not before
         short = over and (lacking > 0 or self._short)
         if host is None or (over, short) == (self._pressed, self._short):
