@@ -270,7 +270,7 @@ class Stage:
             self.groups,
             self.governing,
             self.held,
-            self.resident,
+            resident=self.resident,
         )
         self.agent = Agent(
             self.objects, self.engine, joined, self.rt,

@@ -9,7 +9,7 @@ large a balloon is, the hypervisor knows.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from corral.agent.events import EventLog
@@ -80,12 +80,13 @@ class _Row(NamedTuple):
 
 
 class MemoryGrants:
-    """Run one per host."""
+    """Run one per host. ``templates``: bytes that templates hold here, each once for all its forks."""
 
     def __init__(
         self, engine: Engine, picture: Picture, registration: Registration,
-        joined: Joined, events: EventLog, rt: Runtime,
+        joined: Joined, events: EventLog, rt: Runtime, templates: Callable[[], int],
     ) -> None:  # fmt: skip
+        self._templates = templates
         self._engine, self._picture, self._registration = engine, picture, registration
         self._joined, self._events, self._rt = joined, events, rt
         self._guests: dict[tuple[str, int], _Guest] = {}
@@ -195,20 +196,20 @@ class MemoryGrants:
         row.guest.polled = every_s > 0
 
     async def _pool(self, here: Sequence[Vm]) -> Pool:
-        """What all VMs hold together. A fork shares the memory of its template: its part of that is reckoned, which
-        costs the kernel a walk through its page tables."""
-        forks = [vm for vm in here if vm.status.template]
-        pids = [vm.status.pid for vm in here if vm.status.pid is not None and not vm.status.template]
-        seen = [one for one in await self._joined.resident(pids) if one is not None]
-        shared = await self._joined.held([vm.status.pid for vm in forks if vm.status.pid is not None])
-        held = sum(one.private + one.shared for one in seen) + sum(part or 0 for part in shared)
-        overhead = sum(one.private for one in seen) + len(forks) * self._registration.overhead
+        """What all VMs hold together. Of a fork only what it has of its own: the rest is its template's."""
+        seen = await self._joined.resident([vm.status.pid for vm in here if vm.status.pid is not None])
+        held = overhead = 0
+        for vm, one in zip(here, seen, strict=True):
+            if one is None:
+                continue
+            held += one.private + (0 if vm.status.template else one.shared)
+            overhead += self._registration.overhead if vm.status.template else one.private
         facts, spec = self._joined.facts(), self._registration.spec
         kept = self._registration.reserved(facts)
         growth, self._held = max(0, held - (self._held if self._held is not None else held)), held
         return Pool(
-            budget=capacity_of(facts.memory - kept, spec.memory_budget), held=held, overhead=overhead, growth=growth,
-            available=facts.memory_available, kept=kept, stalled=facts.memory_stalled,
+            budget=max(0, capacity_of(facts.memory - kept, spec.memory_budget) - self._templates()), held=held,
+            overhead=overhead, growth=growth, available=facts.memory_available, kept=kept, stalled=facts.memory_stalled,
         )  # fmt: skip
 
     async def _measure(self, here: Sequence[Vm]) -> None:
