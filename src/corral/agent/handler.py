@@ -120,6 +120,7 @@ class VmHandler:
             fault=sighting.fault, disk_error_s=since(memory.disk_error), disk_words=memory.disk_words,
             silent_s=since(self._guests.engine_silent_at(id)),
             oom=sighting.state is State.EXITED and self._steps.ended_for_memory(id),
+            starved=sighting.state is State.UNRESPONSIVE and self._steps.starved(id),
         )  # fmt: skip
 
     async def _write(self, vm: Vm, sighting: Sighting, decision: Decision) -> Vm:

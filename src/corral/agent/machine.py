@@ -68,9 +68,12 @@ def machine_of(
     )
 
 
-def memory_net(size: int, overhead: int) -> int:
-    """Bytes at which the kernel ends a VM's processes: a safety net, far above all that its guest and its QEMU take."""
-    return size + 2 * overhead + NET_SLACK
+def memory_net(size: int, overhead: int, *, forked: bool) -> int:
+    """Bytes at which the kernel ends a VM's processes: a safety net, far above all that its guest and its QEMU take.
+
+    A fork that writes where its template never had a page is charged for that page twice: the template's and its own.
+    """
+    return size * (2 if forked else 1) + 2 * overhead + NET_SLACK
 
 
 def _kernel(vm: Vm, files: BootFiles) -> KernelBoot | None:

@@ -105,6 +105,8 @@ class Seen(NamedTuple):
     disk_words: str = ""
     silent_s: float | None = None
     """Since the hypervisor was found not to answer several times in a row."""
+    starved: bool = False
+    """It stands still at its limit of memory, as somebody told the kernel to have it: then it answers nothing."""
     oom: bool = False
     """The kernel ended a process of it for memory."""
 
@@ -377,7 +379,7 @@ def silent(vm: Vm, seen: Seen, _now: float, s: Settings) -> Decision:
     if acts and seen.silent_s >= s.silent_patience_s:
         text = f"its QEMU did not answer for {format_duration(s.silent_patience_s)}"
         return Decision(Do.END, vm.status.phase, text, cause=Cause.QEMU_SILENT)
-    text = "QEMU does not answer"
+    text = "QEMU does not answer" + (": it stands still at its limit of memory" if seen.starved else "")
     text += f"; its power is cut {format_duration(s.silent_patience_s)} after that" if acts else ""
     return Decision(Do.REST, Phase.UNRESPONSIVE, text, s.heartbeat_s, cause=Cause.QEMU_SILENT)
 

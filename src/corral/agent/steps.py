@@ -91,7 +91,8 @@ class Steps:
         self._mark(vm, "disk")
         self._book.step(id, "start", told)
         joins = self._joined.groups.prepare(id)
-        net = memory_net(vm.spec.memory.size, (await self._engine.probe()).overhead)
+        overhead = (await self._engine.probe()).overhead
+        net = memory_net(vm.spec.memory.size, overhead, forked=choice.template is not None)
         self._joined.groups.memory_limit(id, net)  # before there is a process, so that all of its memory is counted
         for last in range(PORT_ROUNDS, 0, -1):
             vm = await self._allot(vm, files, choice)
@@ -321,6 +322,10 @@ class Steps:
         written = await self._follow(vm, decision.reason, Cause(decision.cause), ran_s=self._ran(vm, seen))
         await self._rt.faults.at("end.recorded")
         return written
+
+    def starved(self, id: str) -> bool:
+        """It stands still because its control group is at its limit of memory."""
+        return self._joined.groups.starved(id)
 
     def ended_for_memory(self, id: str) -> bool:
         """The kernel ended a process of it for memory. Its groups count that until they are removed with its trace."""
