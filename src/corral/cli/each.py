@@ -190,6 +190,8 @@ def run_each(session: Session, plan: Plan, path: str, *, jobs: int | None, fail_
     """The whole command: results on stdout, a bar on a terminal. The exit status."""
     if plan.interactive or plan.tty or plan.keep or plan.name:
         raise click.UsageError("--each goes with none of -i, -t, --keep and --name")
+    if any(not mount.readonly for mount in plan.mounts):
+        raise click.UsageError("with --each a mount is read-only (DIR:/GUEST:ro): many would write to one directory")
     lines = lines_of(path)
     each = Each(session, plan, lines, jobs=jobs or os.cpu_count() or 1, fail_fast=fail_fast)
     ensure_image(session, plan.image)  # once, and the daemon is there before many want to start it

@@ -11,6 +11,7 @@ from corral.cli import failures, terminal
 from corral.cli.command import GuestCommand
 from corral.cli.exec import EXPIRED, FAILED, READER_GONE, Expired, Flooded, attach
 from corral.cli.launch import assign
+from corral.cli.mount import parse_mount
 from corral.cli.parameters import DURATION, SIZE, OrNone, pairs
 from corral.cli.session import Session
 from corral.cli.throwaway import USUAL, Copy, Plan, Throwaway, ended_by_signals, throwaway
@@ -33,6 +34,13 @@ EACH_OUTPUT = 1 * MIB
 @click.option("--name", "-n", help="The VM's name (default: one is made up).")
 @click.option("--cp", "before", multiple=True, metavar="HOST:GUEST", help="Copy a file or directory in, before.")
 @click.option("--cp-out", "after", multiple=True, metavar="GUEST:HOST", help="Copy a file or directory out, after.")
+@click.option(
+    "--mount",
+    "mounts",
+    multiple=True,
+    metavar="DIR[:GUEST][:ro]",
+    help="A directory as a copy in the guest (default: /mnt/NAME); unless ro, what changed comes back afterwards.",
+)
 @click.option("--env", "-e", multiple=True, metavar="K=V", help="A variable; may be repeated.")
 @click.option("--user", "-u", default="", metavar="USER", help="As whom (default: root).")
 @click.option("--cwd", "-w", default="", metavar="DIR", help="Where in the guest.")
@@ -84,7 +92,7 @@ def run(session: Session, /, image: str, command: tuple[str, ...], timings: bool
     corral run debian -- python3 -c 'print(6 * 7)'
     corral run -it debian -- bash
     corral run --each hosts.txt -j 4 debian -- sh -c 'echo {} | sha256sum'
-    corral run --cp ./job:/root/ --cp-out /root/job/out.txt:. debian -w /root/job -- make
+    corral run --mount .:/src -w /src debian -- make
     """
     plan = planned(image, command, options)
     stages = Timings()
@@ -126,6 +134,7 @@ def planned(image: str, command: tuple[str, ...], options: dict[str, Any]) -> Pl
         start_timeout_s=options["start_timeout"], timeout_s=options["timeout"],
         processes=many.value if many is not None else USUAL,
         max_output=most.value if most is not None else None if tty else EACH_OUTPUT if options["each"] else MAX_OUTPUT,
+        mounts=tuple(parse_mount(word) for word in options["mounts"]),
         before=tuple(copied(word, "--cp") for word in options["before"]),
         after=tuple(copied(word, "--cp-out") for word in options["after"]),
     )  # fmt: skip
@@ -144,12 +153,12 @@ def copied(word: str, flag: str) -> Copy:
 
 def _run(session: Session, plan: Plan, stages: Timings) -> int:
     with throwaway(session, session.client, plan, stages) as one:
-        if plan.before:
+        if plan.before or plan.mounts:
             one.copy_in()
             stages.mark("copying in")
         status = _program(one, plan)
         stages.mark("the program")
-        if plan.after:
+        if plan.after or plan.mounts:
             one.copy_out()
             stages.mark("copying out")
         if plan.keep:

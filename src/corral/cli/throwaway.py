@@ -14,13 +14,15 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from corral.cli import failures
+from corral.cli.mount import Mount, Mounted
 from corral.cli.obtain import ensure_image
 from corral.cli.progress import Moving, on_terminal, phrase
 from corral.cli.session import Session
 from corral.cli.timings import WAITING, Timings
 from corral.client.held import MAX_PROCESSES
 from corral.client.record import Accepted, Record
-from corral.errors import Refused
+from corral.errors import CorralError, Refused
+from corral.units import GIB
 
 if TYPE_CHECKING:
     from corral.client import Client
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from corral.client.sync.hold import Hold
     from corral.client.sync.sockets import Exec
 
+MAX_BACK = 4 * GIB
+"""Bytes that come back from one guest at most: what it has is its own choice, and this machine's disk is not."""
 USUAL = 0
 """As many processes as a program may have if nothing else is said."""
 
@@ -59,6 +63,7 @@ class Plan(NamedTuple):
     processes: int | None = USUAL
     before: tuple[Copy, ...] = ()
     after: tuple[Copy, ...] = ()
+    mounts: tuple[Mount, ...] = ()
 
 
 class Throwaway:
@@ -66,6 +71,7 @@ class Throwaway:
 
     def __init__(self, client: Client, plan: Plan, vm: Record, hold: Hold) -> None:
         self._client, self._plan, self.vm, self._hold = client, plan, vm, hold
+        self._mounted = [Mounted(client, vm.id, mount) for mount in plan.mounts]
         usual = MAX_PROCESSES if vm.status.get("guest") == "corral-guest" else None
         self.processes = usual if plan.processes == USUAL else plan.processes
         """How many the program may have; only corral-guest can say how many it has."""
@@ -93,25 +99,40 @@ class Throwaway:
         from corral.client.held import refuse_entry
         from corral.client.sync.files import send
 
-        for source, target in self._plan.before:
-            send(
-                self._client, Path(source), self.vm.id, target, recursive=True, complain=refuse_entry, progress=_ignore
-            )  # fmt: skip
+        with self._hold.explaining():
+            for mounted in self._mounted:
+                mounted.enter()
+            for source, target in self._plan.before:
+                send(
+                    self._client, Path(source), self.vm.id, target, recursive=True, complain=refuse_entry,
+                    progress=lambda _count: None,
+                )  # fmt: skip
 
     def copy_out(self) -> None:
         """What the plan asks for afterwards, however the program ended. Raises CorralError."""
+        if not self._plan.after and not self._mounted:
+            return
+        from corral.cli.mount import bounded
         from corral.client.held import refuse_entry
         from corral.client.sync.files import fetch
 
-        for source, target in self._plan.after:
-            fetch(
-                self._client, self.vm.id, source, Path(target), into=target.endswith("/"), recursive=True,
-                complain=refuse_entry, progress=_ignore,
-            )  # fmt: skip
+        limit, kept = bounded(MAX_BACK), 0
 
+        def complain(name: str, why: str) -> None:
+            nonlocal kept
+            kept += 1
+            failures.line(f"error: {name}: {why}")
 
-def _ignore(_count: int) -> None:
-    """Progress that nobody watches."""
+        with self._hold.explaining():
+            for mounted in self._mounted:
+                mounted.leave(complain, limit)
+            for source, target in self._plan.after:
+                fetch(
+                    self._client, self.vm.id, source, Path(target), into=target.endswith("/"), recursive=True,
+                    complain=refuse_entry, progress=limit,
+                )  # fmt: skip
+        if kept:
+            raise CorralError(f"{kept} changes of the guest's were not carried over")
 
 
 @contextmanager

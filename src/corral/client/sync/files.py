@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import posixpath
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,6 +101,18 @@ def fetch(
         except CorralError:
             answer.finish()  # if the guest's side failed, its own words are the better reason
             raise
+        answer.finish()
+
+
+@contextmanager
+def give_stream(client: Client, vm: str, script: tuple[str, ...]) -> Iterator[Exec]:
+    """A program in the guest that reads what the block writes. Raises CorralError unless it ends well."""
+    with client.vms.exec(vm, script) as program:
+        answer = Answer(program, vm)
+        answer.drain_in_background()
+        with suppress(Unavailable):  # it ended before it had read all: its status says whether that is right
+            yield program
+            program.eof()
         answer.finish()
 
 
