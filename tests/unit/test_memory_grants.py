@@ -152,6 +152,21 @@ def test_less_memory_takes_effect_at_once_and_more_up_to_what_it_was_started_wit
     on_stage(test)
 
 
+def test_a_wish_taken_back_before_the_guest_followed_leaves_nothing_behind() -> None:
+    async def test(stage: Stage) -> None:
+        await stage.launch("web", memory=Memory(size=512 * MIB))
+        await stage.phase("running")
+        await change(stage, "web", size=256 * MIB)
+        await stage.until("moved", lambda _vm: machine(stage, "web").granted < 512 * MIB)
+        machine(stage, "web").granted = 512 * MIB  # as of a guest that has not begun yet
+        await change(stage, "web", size=512 * MIB)
+        await asyncio.sleep(10)
+        assert machine(stage, "web").granted == 512 * MIB
+        assert machine(stage, "web").poll_s == 0, "nobody waits any more for what was asked before"
+
+    on_stage(test)
+
+
 def test_a_guest_is_never_made_smaller_than_what_it_uses() -> None:
     async def test(stage: Stage) -> None:
         await stage.launch("web", memory=Memory(size=512 * MIB))

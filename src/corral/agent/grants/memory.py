@@ -127,7 +127,11 @@ class MemoryGrants:
         rows = self._rows(here)
         claims = [row.claim for row in rows]
         targets = plan(pool, claims)
-        moves = [(row, target) for row, target in zip(rows, targets, strict=True) if target != row.claim.granted]
+        # One that is to stay as it is may have been told otherwise a moment ago.
+        moves = [
+            (row, target) for row, target in zip(rows, targets, strict=True)
+            if {row.claim.granted, row.guest.target} != {target}
+        ]  # fmt: skip
         self._tell(pool, 0 if moves else missing(pool, claims))
         await asyncio.gather(*(self._move(row, target) for row, target in moves))
         unheard = any(row.claim.used is None and row.claim.granted != row.claim.size for row in rows)
