@@ -38,8 +38,8 @@ CHECKS = [
     not_a_server_error, status_code_conformance, content_type_conformance, response_headers_conformance,
     response_schema_conformance, negative_data_rejection, unsupported_method,
 ]  # fmt: skip
-WATCH = "/v1/watch"
-"""A watch never ends; everything else is asked for."""
+ENDLESS = ("/v1/watch", "/v1/vms/{ref}/hold")
+"""What never ends by itself; everything else is asked for."""
 EXAMPLES = 8
 """For each operation, well-formed and mutilated: about a minute in all."""
 NAMES = {"vms": "web", "images": "debian", "flavors": "small", "networks": "user", "projects": "default"}
@@ -92,7 +92,7 @@ def test_every_answer_is_documented(daemon: tuple[str, Path]) -> None:
     schema = schemathesis.openapi.from_url(f"{daemon[0]}/openapi.json")
     schema.config.update(base_url=daemon[0])
     asked, failures = 0, []
-    for found in schema.exclude(path=WATCH).get_all_operations():
+    for found in schema.exclude(path=list(ENDLESS)).get_all_operations():
         operation = found.ok()
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
 

@@ -53,9 +53,9 @@ def test_what_nobody_knows_is_a_dash() -> None:
 
 def test_cpu_time_with_its_limits_and_what_is_missing() -> None:
     cpu = {"entitled": 0.5, "granted": 0.5, "used": 0.48, "wait": 1.25, "throttled": 0.75}
-    found = rows(vm(cpu={"limit": 0.5, "reserve": 0.25}), measured(cpu=cpu))
+    found = rows(vm(cpu={"limit": 0.5, "reserve": 0.25, "burst": 30.0}), measured(cpu=cpu))
     assert found["cpu"] == [
-        "2 CPU, weight 300, limit 0.5, reserve 0.25", "0.50", "0.50", "0.48, waits 1.25, held back 0.75",
+        "2 CPU, weight 300, limit 0.5, reserve 0.25, burst 30s", "0.50", "0.50", "0.48, waits 1.25, held back 0.75",
     ]  # fmt: skip
 
 

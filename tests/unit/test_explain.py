@@ -88,6 +88,13 @@ def test_its_own_limit() -> None:
     )
 
 
+def test_savings_are_spent_above_the_limit() -> None:
+    spending = row(limit=0.2, entitled=0.9, used=0.9, wanted=0.9, saved=5.0)
+    assert codes(explain(vm(limit=0.2, burst=10.0), usage(spending))) == ["satisfied"]
+    spent = row(limit=0.2, entitled=0.2, used=0.2, wanted=1.0, wait=0.8, throttled=0.7, saved=0.0)
+    assert codes(explain(vm(limit=0.2, burst=10.0), usage(spent))) == ["cpu-limit"]
+
+
 def test_who_has_all_that_its_limit_allows_is_not_held_back_by_others() -> None:
     one = row(limit=0.2, entitled=0.2, used=0.2, wanted=1.0, wait=0.8, throttled=0.3)
     assert codes(explain(vm(limit=0.2), usage(one, row("db", **RIVAL), foreign=1.0))) == ["cpu-limit"]

@@ -197,6 +197,13 @@ def test_top_adds_up_drives_and_keeps_its_lines_short_by_cutting_names() -> None
     assert {"RESERVE", "HELD", "SAVED", "RECEIVE", "SEND", "ACCEL"} <= set(wide[-2].split())
 
 
+def test_top_shows_memory_that_was_taken_back() -> None:
+    usage = _usage(_row("web", used=1.0))
+    for granted, shown in ((None, "1023M"), (1023 * MIB, "1023M"), (512 * MIB, "512M/1023M")):
+        usage["vms"][0]["memory"]["granted"] = granted
+        assert shown in View().picture(usage).splitlines()[-1].split()
+
+
 def test_top_shows_projects_alone_or_beside_their_vms() -> None:
     usage = _usage(_row("web"), projects=2)
     alone = View(projects=True).picture(usage)

@@ -39,6 +39,7 @@ def _cpu_setting(cpu: Object) -> str:
     parts = [f"{cpu['count']} CPU", f"weight {cpu['weight']}"]
     parts += [f"limit {cpu['limit']:g}"] if cpu["limit"] is not None else []
     parts += [f"reserve {cpu['reserve']:g}"] if cpu["reserve"] else []
+    parts += [f"burst {cpu['burst']:g}s"] if cpu.get("burst") else []
     return ", ".join(parts)
 
 

@@ -37,6 +37,7 @@ def top(session: Session, once: bool, sort: str, projects: bool) -> None:
     WAIT         threads that were ready to run and did not
     CREDIT       CPU-seconds that it is owed
     HOLDS        what its QEMU has of the host's memory, emulation included
+    MEMORY       what the guest has; GRANTED/SIZE while it has less than its size
     READ, WRITE  bytes a second of all its drives; IOPS: reads and writes a second
 
     -o wide adds limits, reservations, time held by limits, savings for bursts, and network cards.
@@ -155,6 +156,12 @@ def _count(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
 
 
+def _memory(memory: Object) -> str:
+    """What the guest has; while it has less than its size, of how much: ``384M/512M``."""
+    granted, size = memory.get("granted"), memory["size"]
+    return _bytes(size) if granted in (None, size) else f"{_bytes(granted)}/{_bytes(size)}"
+
+
 def _cut(text: str, room: int) -> str:
     return text if len(text) <= room else text[: room - 1] + "…"
 
@@ -194,7 +201,7 @@ VM_COLUMNS: tuple[Column, ...] = (
     C("HELD", lambda vm: _cores(vm["cpu"]["throttled"]), True),
     C("CREDIT", lambda vm: _signed(vm["cpu"]["credit"])),
     C("SAVED", lambda vm: _cores(vm["cpu"]["saved"]), True),
-    C("MEMORY", lambda vm: _bytes(vm["memory"]["size"])),
+    C("MEMORY", lambda vm: _memory(vm["memory"])),
     C("HOLDS", lambda vm: _bytes(vm["memory"]["used"])),
     C("READ", lambda vm: _bytes(_sum(_rates(vm, "read_rate")))),
     C("WRITE", lambda vm: _bytes(_sum(_rates(vm, "write_rate")))),

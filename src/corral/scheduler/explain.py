@@ -80,7 +80,12 @@ class Case(NamedTuple):
     def capped(self) -> bool:
         """It has all that its own limit allows: nobody else takes anything from it, however long its threads wait."""
         limit, cpu = self.vm.spec.cpu.limit, self.cpu
-        return limit is not None and cpu is not None and (cpu.used or 0.0) >= MISSED * limit
+        return limit is not None and cpu is not None and not self.bursts and (cpu.used or 0.0) >= MISSED * limit
+
+    @property
+    def bursts(self) -> bool:
+        """It has savings, which it may spend above its limit."""
+        return self.cpu is not None and (self.cpu.saved or 0.0) > 0.0
 
     @property
     def hungry(self) -> bool:
@@ -151,7 +156,7 @@ def _own_limit(case: Case) -> Iterator[Finding]:
     if limit is None or limit >= case.vm.spec.cpu.count or cpu is None or cpu.used is None:
         return
     held = cpu.throttled or 0.0
-    if held >= TRIFLE / 2 or cpu.used >= NEAR * limit:
+    if held >= TRIFLE / 2 or (cpu.used >= NEAR * limit and not case.bursts):
         text = f"its own cpu.limit of {_cores(limit)} holds it back: it used {cpu.used:.2f}"
         text += f", and was held for {held:.2f} cores' time more" if held >= TRIFLE / 2 else ""
         yield _limits("cpu-limit", text, f"corral vm set {case.vm.meta.name} cpu.limit=none")
@@ -288,7 +293,7 @@ def _unmeasured(case: Case) -> Iterator[Finding]:
 
 
 RULES: tuple[Callable[[Case], Iterable[Finding]], ...] = (
-    _state, _failures, _own_limit, _project_limit, _count, _rivals, _missed, _disks, _emulated, _host_memory,
+    _state, _failures, _own_limit, _project_limit, _count, _disks, _rivals, _missed, _emulated, _host_memory,
     _unmeasured,
 )  # fmt: skip
 """In the order in which their findings are told, among those of one effect."""
