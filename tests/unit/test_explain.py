@@ -231,6 +231,7 @@ def test_without_measurements_nothing_is_guessed() -> None:
     blind = row(used=None, entitled=None, granted=None, wanted=None, wait=None, throttled=None)
     assert codes(explain(vm(), usage(blind, period_s=None, idle=None, foreign=None))) == ["unmeasured"]
     assert summary(vm(), usage(blind)) == "web is running"
+    assert codes(explain(vm(), usage())) == ["unmeasured"], "its process is not seen here yet"
 
 
 def test_failures_before_are_told() -> None:

@@ -287,7 +287,7 @@ def _host_memory(case: Case) -> Iterator[Finding]:
 
 
 def _unmeasured(case: Case) -> Iterator[Finding]:
-    if case.row is not None and case.cpu is None:
+    if case.vm.status.phase is Phase.RUNNING and case.cpu is None:
         text = f"its CPU time is not measured on {case.usage.host.name} now"
         yield Finding(code="unmeasured", effect=Effect.SLOWS, message=text, hint="corral doctor; try again in a moment")
 
