@@ -100,7 +100,13 @@ def test_a_limit_holds_and_is_lifted(platform: Platform) -> None:
     assert used(platform, 3.0)[0] < 0.24
     wait_until(lambda: why(platform, "v-1")[0] == "cpu-limit", 30, "the limit to be told as the reason")
     platform.run("vm", "set", "v-1", "cpu.limit=none")
-    wait_until(lambda: used(platform, 2.0)[0] > 0.25, 30, "the limit to be lifted")
+
+    def even() -> bool:
+        """It has as much as the others, however much other programs leave to all of them."""
+        first, *others = used(platform, 2.0)
+        return first > 0.75 * min(others)
+
+    wait_until(even, 30, "the limit to be lifted")
 
 
 def test_the_governor_killed_or_stopped_is_replaced_and_nobody_starves(platform: Platform) -> None:
