@@ -166,3 +166,10 @@ def test_a_file_survives_stop_and_start_and_user_data_runs_once(debian: Platform
     assert debian.text("exec", "web", "--", "blockdev", "--getsize64", "/dev/vda") == f"{4 << 30}\n"
     await_ready(debian)
     assert debian.run("exec", "web", "--", "test", "-e", "/root/ran", check=False).returncode == 1
+
+
+def test_a_panic_is_told_by_the_guest_itself(debian: Platform) -> None:
+    debian.run("vm", "set", "web", "restart=never")
+    debian.run("exec", "--timeout", "5s", "web", "--", "sh", "-c", "echo c > /proc/sysrq-trigger", check=False)
+    wait_until(lambda: debian.phase("web") == "error", 30, "the panic to be told")
+    assert debian.vm("web")["status"]["cause"] == "guest-panic"

@@ -25,8 +25,9 @@ from corral.runtime.program import run_program
 from corral.units import GIB, MIB
 
 DISK_SIZE = 2 * GIB
-ROOT_MODULES = (*AGENT_MODULES, "virtio_blk", "ext4")
-"""Loaded by the tiny initrd: the root disk, and the agent's port so that it is there when systemd starts the agent."""
+ROOT_MODULES = (*AGENT_MODULES, "virtio_blk", "ext4", "pvpanic_mmio", "pvpanic_pci")
+"""Loaded by the tiny initrd: the root disk, the agent's port so that it is there when systemd starts the agent, and the
+panic device, which nothing in Debian loads by itself."""
 INCLUDE = (
     "systemd-sysv", "systemd-resolved", "dbus", "udev", "kmod", "openssh-server", "qemu-guest-agent", "python3",
     "python3-yaml", "iproute2", "iputils-ping", "netbase", "ca-certificates", "e2fsprogs", "less", "procps",
