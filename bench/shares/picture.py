@@ -16,7 +16,7 @@ SMOOTH = 5
 
 
 def draw(samples: Path, picture: Path) -> None:
-    """``samples``: what :func:`shares.cases.changing` kept. Needs matplotlib (the dependency group ``bench``)."""
+    """``samples``: what :func:`shares.cases.changing` kept. Needs matplotlib: ``pip install -r requirements-bench.lock``."""
     import matplotlib as mpl
 
     mpl.use("Agg")

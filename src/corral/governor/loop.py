@@ -29,8 +29,9 @@ DECIDE_S = 0.1
 """Entitlements are not computed again before. While threads are steered they are every :data:`LOOK_S`, which leaves
 more for steering."""
 REPORT_S = 1.0
-MOST_COST = 0.018
-"""Part of a core that this process may cost."""
+MOST_COST = 0.03
+"""Part of a core beyond which this process slows down; with a few guests it costs 2 to 3 % by itself. Less would save
+little: caches are colder after a longer sleep, so that a step each 100 ms costs nearly as much as five each 20 ms."""
 AFFORD_S = 1.0
 SLOWEST = 20.0
 """Time constant of its cost, and what its intervals are multiplied by at most."""
@@ -177,7 +178,7 @@ class Governor:
         steps: a slow governor decides at every step, which makes each of them dear, and would stay slow."""
         keep = math.exp(-since / AFFORD_S)
         self._cost = keep * self._cost + (1 - keep) * cost
-        self._slower = min(SLOWEST, max(1.0, self._slower * (1.1 if self._cost > MOST_COST else 0.9)))
+        self._slower = min(SLOWEST, max(1.0, self._slower * (1.03 if self._cost > MOST_COST else 0.97)))
 
     def _read(self, id: str) -> tuple[float, list[Times]]:
         return self._hands.used_s(id), self._hands.times(id)
