@@ -147,15 +147,15 @@ class Agent:
         revision = await self._read()
         self.picture.alive = {m.id for m in machines if m.state not in OFF_STATES}
         for machine in machines:
-            if machine.id not in self.picture.vms and machine.id not in self.picture.templates:
+            if machine.id not in self.picture.vms and not self.picture.boots_for_template(machine.id):
                 text = f"a machine without a record ({machine.id}, {machine.state}, pid {machine.pid}) is left alone"
                 self._tell_host(about, "UnknownMachine", text)
         for id in self.joined.groups.inventory():
-            if id not in self.picture.vms and id not in self.picture.alive and id not in self.picture.templates:
+            if not (id in self.picture.vms or id in self.picture.alive or self.picture.boots_for_template(id)):
                 with suppress(Refused):  # somebody is in it: a machine without a record, told above
                     self.joined.groups.remove(id)
         for id in disks:
-            if id not in self.picture.vms and id not in self.picture.templates:
+            if id not in self.picture.vms and not self.picture.boots_for_template(id):
                 self._tell_host(about, "UnknownVolume", f"disks of a VM without a record ({id}) are left alone")
         return revision
 
@@ -270,7 +270,7 @@ class Agent:
                 self._heard(event)
 
     def _heard(self, event: EngineEvent) -> None:
-        if event.id in self.picture.templates:
+        if self.picture.boots_for_template(event.id):
             return  # the guest of a template in the making: whoever makes it looks at it
         vm = self.picture.vms.get(event.id)
         if event.kind == "reset":

@@ -5,12 +5,14 @@ Everything in it can be rebuilt from the store and the host; nothing in it is th
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
 from corral.host.hostkey import HostKey
 from corral.model import Image, Phase, Resource, Template, Vm
+from corral.runtime.random import uuid_from
 
 GRAVES = 10_000
 """Removed ids remembered, so that a late watch event cannot bring a record back. Ids are never used twice."""
@@ -92,6 +94,15 @@ class Picture:
         """Ids of the VMs made from an image."""
         return [vm.meta.id for vm in self.vms.values() if vm.spec.image_id == image_id]
 
+    def boots_for_template(self, machine_id: str) -> bool:
+        """Whether a machine is the guest of a template in the making."""
+        return any(boot_id(id) == machine_id for id in self.templates)
+
     def waiting_for(self, template_id: str) -> list[str]:
         """Ids of the VMs that must be forked from a template."""
         return [vm.meta.id for vm in self.vms.values() if vm.spec.template == template_id]
+
+
+def boot_id(template_id: str) -> str:
+    """Id of the machine that is booted to be frozen into a template: always the same, so that it is found again."""
+    return uuid_from(hashlib.sha256(f"boots for template {template_id}".encode()).digest()[:16])

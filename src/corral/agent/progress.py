@@ -183,7 +183,7 @@ class TaskBook:
         if verdict.error is None:
             return None
         problem = to_problem(verdict.error)
-        serial = self._tail(task.spec.target_id, SERIAL_TAIL) if task.spec.target_kind in ("vm", "template") else b""
+        serial = self._tail(task.spec.target_id, SERIAL_TAIL) if task.spec.target_kind == "vm" else b""
         if serial and verdict.error.code != "cancelled":
             problem["details"] = {**problem.get("details", {}), "serial": serial.decode(errors="replace")}
         return problem

@@ -26,7 +26,8 @@ def check_overlays(machine: Machine, overlays: Mapping[str, Drive]) -> None:
         layers = tuple(layer.format for layer in then.layers)
         if layers != tuple(layer.format for layer in now.chain) or then.format != "qcow2":
             problems.append(Problem("overlays", f"that of {name!r} is no qcow2 over what the drive is now"))
-        if msgspec.structs.replace(then, path=now.path, format=now.format, layers=now.layers) != now:
+        # Limits may have been changed since it was started: they are no part of what is frozen.
+        if msgspec.structs.replace(then, path=now.path, format=now.format, layers=now.layers, limits=now.limits) != now:
             problems.append(Problem("overlays", f"that of {name!r} is another drive"))
         if len(layers) > MAX_LAYERS:
             raise Refused(

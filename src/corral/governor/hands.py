@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
+from corral.errors import CorralError
 from corral.governor.meter import ProcessClock, ThreadClock, Times, idle_s
 from corral.governor.protocol import Plan, VmPlan
 from corral.host.cgroup import Groups, Meter
@@ -78,15 +80,26 @@ class RealHands:
             return
         vm.weight = cores
         if self._groups is not None:
-            self._groups.weight(id, cores)
+            with self._while_it_lives(id):
+                self._groups.weight(id, cores)
         else:
             self._renice()
 
     def cap(self, id: str, cores: float | None) -> None:
         vm = self._vms[id]
         if self._groups is not None and cores != vm.cap:
-            self._groups.cap(id, cores)
+            with self._while_it_lives(id):
+                self._groups.cap(id, cores)
             vm.cap = cores
+
+    @contextmanager
+    def _while_it_lives(self, id: str) -> Iterator[None]:
+        """A VM that ended a moment ago has no group any more; we are told of it soon."""
+        try:
+            yield
+        except CorralError:
+            if self._groups is None or id in self._groups.inventory():
+                raise
 
     def _renice(self) -> None:
         """Without cgroups: the heaviest VM keeps nice 0, others step down from it. Only ever upwards: a plain user may

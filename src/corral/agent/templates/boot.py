@@ -1,8 +1,8 @@
 """Makes templates: boots a guest for nothing else, waits until it is at rest, freezes it, and cuts its power.
 
-Everything may be interrupted and repeated: what is found on the host says how far it got. The machine has the
-template's id, a seed of its own with no key and no user data, and no published port; nothing of it is left afterwards.
-A running VM is frozen the same way, except that it goes on.
+Everything may be interrupted and repeated: what is found on the host says how far it got. The machine has an id that
+follows from the template's, a seed of its own with no key and no user data, and no published port; nothing of it is
+left afterwards. A running VM is frozen the same way, except that it goes on.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Literal, NamedTuple
 import structlog
 
 from corral.agent.machine import machine_of, wants_root, wants_seed
+from corral.agent.picture import boot_id
 from corral.agent.ports import BootFiles, Joined
 from corral.agent.reconcile import OFF_STATES
 from corral.agent.templates.scripts import SETTLE, run
 from corral.engine.protocol import Drive, Engine, Machine, State
 from corral.engine.protocol import Template as Frozen
-from corral.errors import CorralError, Refused, Unavailable
-from corral.guest.protocol import Guest, Identity
+from corral.errors import CorralError, Refused, TimedOut
+from corral.guest.protocol import Identity
 from corral.model import Cpu, Disk, Memory, Meta, Nic, Template, Vm, VmSpec
 from corral.runtime import Runtime, deadline
 from corral.storage.seed import Seed
@@ -34,6 +35,8 @@ READY_EVERY_S = 0.5
 REST_S = 2.0
 """What was started last has printed its last line and closed its files by then; forks would all repeat the rest."""
 GROUP_ROUNDS = 50
+TALKS = 3
+"""Times that a guest is asked, before it is given up."""
 
 Tell = Callable[[str, str], None]
 """Called with a step's name, and what is to be said of it."""
@@ -58,11 +61,9 @@ class TemplateBoots:
         id = template.meta.id
         made = await self._made(id)
         if made is None:
-            guest = await self._boot(template, files, tell)
-            try:
-                made = await self._freeze_at_rest(template, files, guest, tell)
-            finally:
-                await guest.close()
+            await self._boot(template, files, tell)
+            agent, hooks = await self._await_rest(template, files, tell)
+            made = Made(await self._freeze_booted(template, files, tell), agent, hooks)
         else:
             # Killed between freezing and writing it down: all that is known of the guest is what any of ours has.
             made = made._replace(agent="corral-guest" if files.agent else "qemu-guest-agent", hooks=True)
@@ -87,6 +88,7 @@ class TemplateBoots:
 
     async def clear(self, id: str) -> None:
         """Have nothing left of the machine that was booted for a template."""
+        id = boot_id(id)
         await self._joined.consoles.detach(id)
         await self._engine.kill(id)
         await self._engine.remove(id)
@@ -106,37 +108,27 @@ class TemplateBoots:
                 return Made(frozen, "", False)
         return None
 
-    async def _boot(self, template: Template, files: BootFiles, tell: Tell) -> Guest:
-        """A connection to a guest that runs for this template: found, or booted."""
-        id = template.meta.id
+    async def _boot(self, template: Template, files: BootFiles, tell: Tell) -> None:
+        """Have a guest that runs for this template: found, or booted."""
+        id = boot_id(template.meta.id)
         seen = await self._engine.inspect(id)
         if seen.state not in (State.CREATED, State.RUNNING):
             if seen.state not in OFF_STATES:
                 log.warning("a template's guest is started again", template=template.meta.name, state=str(seen.state))
-            await self.clear(id)
+            await self.clear(template.meta.id)
             tell("volume", "")
             machine = await self._prepare(template, files)
             await self._rt.faults.at("template.disk")
             tell("start", "")
             seen = await self._engine.create(machine)
             await self._rt.faults.at("template.spawned")
-        channels = self._engine.channels(id)
-        await self._joined.consoles.attach(id, channels.serial)
+        await self._joined.consoles.attach(id, self._engine.channels(id).serial)
         tell("boot", "")
         if seen.state is State.CREATED:
             await self._engine.resume(id)
-        prefer: Literal["resident", "qga"] = "resident" if files.agent else "qga"
-        try:
-            async with deadline(ANSWER_S, "the answer of the template's guest"):
-                guest = await self._joined.connect_guest(channels.guest, channels.qga, self._rt, prefer=prefer)
-        except Unavailable as error:
-            hint = "" if files.agent else "a template needs an image with corral-guest or qemu-guest-agent"
-            raise CorralError(f"its guest did not answer: {error.message}", code="unresponsive", hint=hint) from error
-        await self._rt.faults.at("template.answered")
-        return guest
 
     async def _prepare(self, template: Template, files: BootFiles) -> Machine:
-        id, disks = template.meta.id, self._joined.disks
+        id, disks = boot_id(template.meta.id), self._joined.disks
         seed = None
         if wants_root(files):
             await disks.ensure_root(id, files, template.spec.disk)
@@ -145,21 +137,49 @@ class TemplateBoots:
         joins = self._joined.groups.prepare(id)
         return machine_of(pretended(template), files, root=disks.layers(id), seed=seed, ports=(), joins=joins)
 
-    async def _freeze_at_rest(self, template: Template, files: BootFiles, guest: Guest, tell: Tell) -> Made:
-        await guest.identify(Identity(time=self._rt.clock.now()))
-        tell("settle", "until the guest has nothing left to start")
-        async with deadline(ANSWER_S, "the end of the guest's start-up"):
-            while not (info := await guest.info()).ready:
+    async def _await_rest(self, template: Template, files: BootFiles, tell: Tell) -> tuple[str, bool]:
+        """Wait until the guest has nothing left to start: who answered in it, and whether its image has hooks.
+
+        What a guest says while it boots may be lost: then it is asked once more, from the start.
+        """
+        for last in range(TALKS, 0, -1):
+            try:
+                return await self._talk(template, files, tell)
+            except CorralError as error:
+                if last == 1 or error.code not in ("guest", "unresponsive"):
+                    raise
+                log.info("a template's guest is asked again", template=template.meta.name, error=error.message)
                 await self._rt.clock.sleep(READY_EVERY_S)
-        said = await run(guest, SETTLE, SETTLE_S, "coming to rest")
-        # Nobody is connected in what is frozen: every fork begins with a line that is free.
-        await guest.close()
+        raise AssertionError("the last round returns or raises")
+
+    async def _talk(self, template: Template, files: BootFiles, tell: Tell) -> tuple[str, bool]:
+        channels = self._engine.channels(boot_id(template.meta.id))
+        prefer: Literal["resident", "qga"] = "resident" if files.agent else "qga"
+        try:
+            async with deadline(ANSWER_S, "the answer of the template's guest"):
+                guest = await self._joined.connect_guest(channels.guest, channels.qga, self._rt, prefer=prefer)
+        except TimedOut as error:
+            hint = "" if files.agent else "a template needs an image with corral-guest or qemu-guest-agent"
+            raise TimedOut(error.message, hint=hint) from error
+        try:
+            await self._rt.faults.at("template.answered")
+            await guest.identify(Identity(time=self._rt.clock.now()))
+            tell("settle", "until the guest has nothing left to start")
+            async with deadline(ANSWER_S, "the end of the guest's start-up"):
+                while not (info := await guest.info()).ready:
+                    await self._rt.clock.sleep(READY_EVERY_S)
+            said = await run(guest, SETTLE, SETTLE_S, "coming to rest")
+        finally:
+            # Nobody is connected in what is frozen: every fork begins with a line that is free.
+            await guest.close()
+        return info.agent, "hooks" in said.split()
+
+    async def _freeze_booted(self, template: Template, files: BootFiles, tell: Tell) -> Frozen:
         await self._rt.clock.sleep(REST_S)
         await self._rt.faults.at("template.settled")
         tell("freeze", "")
         overlays = await self._overlays(pretended(template), files)
-        frozen = await self._engine.freeze(template.meta.id, template.meta.id, overlays)
-        return Made(frozen, info.agent, "hooks" in said.split())
+        return await self._engine.freeze(boot_id(template.meta.id), template.meta.id, overlays)
 
     async def _overlays(self, vm: Vm, files: BootFiles) -> Mapping[str, Drive]:
         """What a machine writes to from the moment it is frozen: a fresh layer over each disk."""
@@ -174,7 +194,7 @@ def pretended(template: Template) -> Vm:
     """The VM that a template is booted as; no record of it exists."""
     spec = template.spec
     return Vm(
-        meta=Meta(id=template.meta.id, name=template.meta.name, project=template.meta.project),
+        meta=Meta(id=boot_id(template.meta.id), name=template.meta.name, project=template.meta.project),
         spec=VmSpec(
             image=spec.image, image_id=spec.image_id, cpu=Cpu(count=spec.cpus, model=spec.cpu_model),
             memory=Memory(size=spec.memory), disk=Disk(size=spec.disk), firmware=spec.firmware, hostname=HOSTNAME,

@@ -16,7 +16,7 @@ import structlog
 from corral.agent.events import EventLog
 from corral.agent.gate import Entrance
 from corral.agent.host import Registration
-from corral.agent.picture import Picture
+from corral.agent.picture import Picture, boot_id
 from corral.agent.ports import BootFiles, Joined
 from corral.agent.progress import TaskBook
 from corral.agent.templates.boot import Made, TemplateBoots
@@ -106,18 +106,15 @@ class TemplateJobs:
         template = self._picture.templates.get(self._booting)
         if template is None:
             return []
+        id = boot_id(template.meta.id)
         try:
-            seen = await self._engine.inspect(self._booting)
+            seen = await self._engine.inspect(id)
             if seen.state is not State.RUNNING or seen.pid is None:
                 return []
-            threads = await self._engine.vcpus(self._booting)
+            threads = await self._engine.vcpus(id)
         except CorralError:
             return []  # it has just ended
-        return [
-            VmPlan(
-                id=template.meta.id, project=template.meta.project, pid=seen.pid, threads=threads, weight=BOOT_WEIGHT
-            )
-        ]
+        return [VmPlan(id=id, project=template.meta.project, pid=seen.pid, threads=threads, weight=BOOT_WEIGHT)]
 
     # One template
 
