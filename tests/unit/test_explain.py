@@ -204,6 +204,17 @@ def test_requests_that_failed() -> None:
     assert "7 of the requests" in found[0].message
 
 
+def test_memory_that_its_balloon_has_taken() -> None:
+    def why(**memory: Any) -> list[tuple[str, str]]:
+        one = msgspec.structs.replace(row(), memory=MemoryUsage(size=512 * MIB, **memory))
+        return [(found.code, found.effect) for found in explain(vm(), usage(one))]
+
+    assert why(granted=256 * MIB, guest_used=230 * MIB) == [("balloon", "limits")]
+    assert why(granted=256 * MIB, guest_used=50 * MIB) == [("balloon", "slows"), ("satisfied", "fine")]
+    assert why(granted=256 * MIB) == [("balloon", "slows"), ("satisfied", "fine")]
+    assert why(granted=512 * MIB, guest_used=500 * MIB) == [("satisfied", "fine")], "it has all of it"
+
+
 def test_a_host_without_memory() -> None:
     found = explain(vm(), usage(row(), memory_available=100 * MIB))
     assert codes(found) == ["host-memory", "satisfied"]

@@ -59,7 +59,7 @@ CPU = CpuUsage(
 DISK = DiskUsage(name="root", read=7 * MIB, written=MIB, reads=70, writes=10, flushes=3, failed=1, read_rate=5.0)
 BUSY = VmUsage(
     id="1", name="busy", project="shop", phase=Phase.RUNNING, accelerator="tcg", cpu=CPU,
-    memory=MemoryUsage(size=512 * MIB, used=100 * MIB), disks=(DISK,),
+    memory=MemoryUsage(size=512 * MIB, used=100 * MIB, reserve=0, granted=384 * MIB, guest_used=200 * MIB), disks=(DISK,),
     nics=(NicUsage(name="net0"), NicUsage(name="net1", received=10, sent=20)),
 )  # fmt: skip
 NEW = VmUsage(

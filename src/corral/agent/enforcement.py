@@ -33,7 +33,7 @@ def enforcement(groups: Groups) -> tuple[Enforced, ...]:
 
 
 def _memory(groups: Groups) -> str:
-    given = "guests have what their records say"
+    given = "admission counts all that is given; under pressure balloons take back what guests do not use"
     if groups.limits_memory:
-        return f"{given}; control groups can hold what a QEMU takes beyond that"
-    return f"{given}; nothing holds what a QEMU takes beyond that: there is no memory controller to write"
+        return f"{given}; a control group's limit far above holds a QEMU that takes more"
+    return f"{given}; nothing holds a QEMU that takes more: there is no memory controller to write"

@@ -91,6 +91,9 @@ VM: tuple[Row, ...] = (
     R("corral_vm_cpu_wait_seconds_total", "Time threads were ready and did not run.", lambda v: _total(v, "wait")),
     R("corral_vm_cpu_throttled_seconds_total", "CPU time held back by a limit.", lambda v: _total(v, "throttled")),
     R("corral_vm_memory_bytes", "Memory of the guest.", lambda v: v.memory.size),
+    R("corral_vm_memory_reserve_bytes", "Memory that stays its own.", lambda v: v.memory.reserve),
+    R("corral_vm_memory_granted_bytes", "Memory that the guest may use now.", lambda v: v.memory.granted),
+    R("corral_vm_memory_guest_used_bytes", "Memory that the guest uses, where asked.", lambda v: v.memory.guest_used),
     R("corral_vm_memory_held_bytes", "Memory of the host that its QEMU holds.", lambda v: v.memory.used),
 )  # fmt: skip
 DISK: tuple[Row, ...] = (

@@ -28,6 +28,8 @@ MISSED = 0.9
 """Below this part of its entitlement a VM that wants more has been denied something."""
 IDLE = 0.05
 """A VM that uses less than this part of a core is idle, to the eye."""
+TIGHT = 0.8
+"""A guest that uses this part of what it may has hardly room for caches; balloons leave a margin of a sixteenth."""
 FULL = 0.05
 """A host with less than this part of its memory available is about to swap."""
 TOLD = 3
@@ -278,6 +280,20 @@ def _reached(rate: float | None, limit: int | None, burst: int | None) -> bool:
     return rate >= REACHED * (burst if burst is not None and rate > limit * (2.0 - REACHED) else limit)
 
 
+def _balloon(case: Case) -> Iterator[Finding]:
+    """Memory that its balloon has taken, while its guest uses nearly all of the rest: only then does it hurt."""
+    memory = case.row.memory if case.row else None
+    if memory is None or memory.granted is None or memory.granted >= memory.size:
+        return
+    text = f"its balloon has part of its memory: it may use {format_size(memory.granted)} of {format_size(memory.size)}"
+    used = memory.guest_used
+    hint = f"corral vm set {case.vm.meta.name} memory.reserve={format_size(memory.size)}"
+    if used is not None and used >= TIGHT * memory.granted:
+        yield _limits("balloon", f"{text}, and uses {format_size(used)}", hint)
+    else:
+        yield Finding(code="balloon", effect=Effect.SLOWS, message=text, hint=hint)
+
+
 def _host_memory(case: Case) -> Iterator[Finding]:
     host = case.usage.host
     if 0 <= host.memory_available < FULL * host.memory:
@@ -293,7 +309,7 @@ def _unmeasured(case: Case) -> Iterator[Finding]:
 
 
 RULES: tuple[Callable[[Case], Iterable[Finding]], ...] = (
-    _state, _failures, _own_limit, _project_limit, _count, _disks, _rivals, _missed, _emulated, _host_memory,
+    _state, _failures, _own_limit, _project_limit, _count, _disks, _rivals, _missed, _balloon, _emulated, _host_memory,
     _unmeasured,
 )  # fmt: skip
 """In the order in which their findings are told, among those of one effect."""
