@@ -55,6 +55,13 @@ def test_user_data_has_run(debian: Platform) -> None:
     assert debian.text("exec", "web", "--", "hostname") == "web\n"
 
 
+def test_its_machine_id_is_its_own(debian: Platform) -> None:
+    assert (
+        debian.text("exec", "web", "--", "cat", "/etc/machine-id")
+        == f"{debian.vm('web')['meta']['id'].replace('-', '')}\n"
+    )
+
+
 def test_the_disk_has_the_size_that_was_asked_for(debian: Platform) -> None:
     size = int(debian.text("exec", "web", "--", "sh", "-c", "df -B1 --output=size / | tail -1"))
     assert 2.7e9 < size < 3.3e9

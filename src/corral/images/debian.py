@@ -177,8 +177,10 @@ async def _bootstrap(ingredients: Ingredients, release: str, overlay: Path, disk
 
 
 def _mmdebstrap(suite: str, release: str, overlay: Path, descriptor: int, sources: Sequence[str]) -> list[str]:
+    # D-Bus has a machine-id of its own, which systemd would take over at the first boot: all guests would be the same.
     tidy = (
         'rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/etc/ssh/ssh_host_* "$1"/var/lib/systemd/random-seed'
+        ' "$1"/var/lib/dbus/machine-id'
     )
     make = (
         'set -e; view=$(mktemp -d); mount --bind "$1" "$view" 2>/dev/null || { rmdir "$view"; view=$1; }; '
