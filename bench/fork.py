@@ -10,136 +10,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
-import re
-import shutil
 import statistics
-import subprocess
-import tempfile
+import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-import msgspec
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.integration.fork_lab import Lab, anonymous, lab_of
 
-from corral.engine.protocol import Card, Drive, KernelBoot, Layer, Machine, Template
-from corral.engine.qemu.engine import QemuEngine
-from corral.guest.connect import connect
-from corral.guest.protocol import Command, Ended, Guest, Identity
-from corral.runtime import Runtime
-from corral.storage.seed import Seed, seed_iso
-
-CACHE = Path(os.environ.get("CORRAL_CACHE") or Path(__file__).parents[1] / ".cache")
-
-
-class Lab:
-    """One engine, one image."""
-
-    def __init__(self, root: Path, image: str, memory: int) -> None:
-        self.rt, self.root, self.memory = Runtime(), root, memory
-        self.engine = QemuEngine(root / "vms", root, self.rt)
-        self.image = image_directory(image)
-        self.manifest = json.loads((self.image / "manifest.json").read_text())
-
-    def directory(self, id: str) -> Path:
-        path = self.root / "vms" / id
-        path.mkdir(parents=True)
-        for one in (self.root / "vms", path):
-            one.chmod(0o711)
-        return path
-
-    def machine(self) -> Machine:
-        id = self.rt.random.id()
-        directory = self.directory(id)
-        drives: tuple[Drive, ...] = ()
-        if "disk.qcow2" in self.manifest["parts"]:
-            layers = (Layer(path=self.image / "disk.qcow2", format="qcow2"),)
-            seed = directory / "seed.iso"
-            seed.write_bytes(seed_iso(Seed(instance_id=id, hostname="parent", default_user="root")))
-            seed.chmod(0o600)
-            root = overlay(directory / "root.qcow2", layers)
-            drives = (Drive(name="root", path=root, format="qcow2", layers=layers),
-                      Drive(name="seed", path=seed, format="raw", readonly=True))  # fmt: skip
-        kernel = KernelBoot(
-            kernel=self.image / "kernel", initrd=self.image / "initrd", cmdline=self.manifest["cmdline"]
-        )
-        card = Card(name="net0", mac="52:54:00:00:00:01", hostname="parent")
-        return Machine(id=id, name="parent", memory=self.memory, kernel=kernel, drives=drives, cards=(card,))
-
-    async def answer(self, id: str, timeout: float = 120) -> Guest:
-        channels = self.engine.channels(id)
-        return await connect(channels.guest, channels.qga, self.rt, prefer="resident", timeout=timeout)
-
-    async def freeze(self, machine: Machine) -> tuple[Template, Machine]:
-        id = self.rt.random.id()
-        drives = {}
-        for drive in machine.drives:
-            if not drive.readonly:
-                path = overlay(drive.path.with_name(f"{drive.name}-{id}.qcow2"), drive.chain)
-                drives[drive.name] = msgspec.structs.replace(drive, path=path, format="qcow2", layers=drive.chain)
-        template = await self.engine.freeze(machine.id, id, drives)
-        after = tuple(drives.get(drive.name, drive) for drive in machine.drives)
-        return template, msgspec.structs.replace(machine, drives=after)
-
-    def fork_of(self, template: Template) -> Machine:
-        id = self.rt.random.id()
-        directory = self.directory(id)
-        drives = tuple(
-            drive if drive.readonly else msgspec.structs.replace(
-                drive, path=overlay(directory / f"{drive.name}.qcow2", drive.chain), format="qcow2", layers=drive.chain
-            )
-            for drive in template.machine.drives
-        )  # fmt: skip
-        return msgspec.structs.replace(template.machine, id=id, name="fork", drives=drives, template=template.id)
-
-    async def gone(self, id: str) -> None:
-        await self.engine.kill(id)
-        await self.engine.remove(id)
-        shutil.rmtree(self.root / "vms" / id, ignore_errors=True)
-
-
-def image_directory(name: str) -> Path:
-    """The newest build of an image."""
-    found = [
-        path.parent for path in CACHE.glob("images/*/manifest.json") if json.loads(path.read_text())["name"] == name
-    ]
-    assert found, f"no image {name} in {CACHE}: corral image build {name}"
-    return max(found, key=lambda path: path.stat().st_mtime)
-
-
-def overlay(path: Path, layers: tuple[Layer, ...]) -> Path:
-    base = layers[0]
-    subprocess.run(
-        ["qemu-img", "create", "-q", "-f", "qcow2", "-F", base.format, "-b", str(base.path), str(path)], check=True
-    )
-    return path
+from corral.engine.protocol import Machine, Template
+from corral.guest.protocol import Command, Identity
 
 
 def cpu_of(pid: int) -> float:
     """CPU seconds of all its threads, by the scheduler's own exact count."""
     return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
-
-
-def anonymous(pid: int) -> int:
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    found = re.search(r"^Anonymous:\s+(\d+) kB", text, re.MULTILINE)
-    assert found is not None
-    return int(found[1]) >> 10
-
-
-async def sh(guest: Guest, script: str) -> str:
-    process = await guest.run(Command(argv=("sh", "-c", script)))
-    text = b""
-    try:
-        async for piece in process.output():
-            if isinstance(piece, Ended):
-                return text.decode(errors="replace")
-            text += piece.data
-    finally:
-        await process.close()
-    raise AssertionError("the program never ended")
 
 
 async def cold(lab: Lab, runs: int) -> tuple[list[float], Machine]:
@@ -238,23 +124,6 @@ async def pauses(lab: Lab, machine: Machine, runs: int) -> Machine:
         print(f"pause {pause * 1e3:6.1f} ms (longest {max(rows)[0] * 1e3:.1f}), {copied:6.1f} MiB copied in it, {took:.2f} s in all: "
               f"{script or 'idle'}", flush=True)  # fmt: skip
     return machine
-
-
-@asynccontextmanager
-async def lab_of(image: str, memory: int) -> AsyncIterator[Lab]:
-    root = Path(tempfile.mkdtemp(prefix="corral-fork-", dir="/tmp"))
-    root.chmod(0o711)
-    lab = Lab(root, image, memory)
-    try:
-        yield lab
-    finally:
-        for seen in await lab.engine.inventory():
-            await lab.engine.kill(seen.id)
-            await lab.engine.remove(seen.id)
-        for template in await lab.engine.templates():
-            await lab.engine.discard(template.id)
-        await lab.engine.close()
-        shutil.rmtree(root)
 
 
 async def main() -> None:

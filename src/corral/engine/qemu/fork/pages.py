@@ -24,7 +24,7 @@ from corral.engine.qemu.fork.watch import Unwatchable, userfaultfd
 PAGE = mmap.PAGESIZE
 _ZERO_PAGE = bytes(PAGE)
 _UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_UNREGISTER = 0xC018AA3F, 0xC020AA00, 0x8010AA01
-_UFFD_API, _WP_UNPOPULATED, _WP_ASYNC, _MODE_WP = 0xAA, 1 << 13, 1 << 15, 1 << 1
+_UFFD_API, _WP_ASYNC, _MODE_WP = 0xAA, 1 << 15, 1 << 1
 _PAGEMAP_SCAN = 0xC0606610
 _PROTECT, _CHECK_ASYNC = 1 << 0, 1 << 1
 _WRITTEN, _FILE, _PRESENT, _SWAPPED, _PFN_ZERO = 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5
@@ -81,7 +81,7 @@ class Memory:
         fd = userfaultfd(self.pid, self._pidfd)
         try:
             try:
-                fcntl.ioctl(fd, _UFFDIO_API, struct.pack("=3Q", _UFFD_API, _WP_ASYNC | _WP_UNPOPULATED, 0))
+                fcntl.ioctl(fd, _UFFDIO_API, struct.pack("=3Q", _UFFD_API, _WP_ASYNC, 0))
             except OSError as error:
                 if error.errno != errno.EINVAL:  # it has been introduced before, by a daemon that is gone
                     raise
@@ -89,7 +89,7 @@ class Memory:
             fcntl.ioctl(fd, _UFFDIO_UNREGISTER, struct.pack("=2Q", self.base, self.size))
             fcntl.ioctl(fd, _UFFDIO_REGISTER, struct.pack("=4Q", self.base, self.size, _MODE_WP, 0))
             self._watch = fd
-            self._scan(_WRITTEN, 0, _PROTECT | _CHECK_ASYNC, limit=1)  # whether this kernel can do it at all
+            self._scan(_CHECK_ASYNC, limit=PAGE)  # whether this kernel can do it at all
         except OSError as error:
             self._watch = None
             os.close(fd)
@@ -113,18 +113,21 @@ class Memory:
     def written(self) -> list[Run]:
         """Own pages that were written since the last look, in order."""
         assert self._watch is not None, "nobody notes what is written"
-        return self._scan(_WRITTEN, _FILE | _PFN_ZERO, _PROTECT | _CHECK_ASYNC)
+        return self._scan(_PROTECT | _CHECK_ASYNC, limit=self.size)
 
-    def _scan(self, wanted: int, unwanted: int, flags: int, limit: int = 0) -> list[Run]:
-        """All runs of pages with the categories ``wanted`` and without the ``unwanted`` ones (at most ``limit``)."""
+    def _scan(self, flags: int, limit: int) -> list[Run]:
+        """All runs of written pages of its own in the first ``limit`` bytes."""
         found = (ctypes.c_uint64 * (3 * _REGIONS))()
         runs: list[Run] = []
-        at, end = self.base, self.base + (self.size if not limit else limit * PAGE)
+        at, end = self.base, self.base + limit
+        unwanted = _FILE | _PFN_ZERO
+        present = _PRESENT | _SWAPPED  # what is not there counts as written, too
         while at < end:
-            mask = wanted | unwanted
             arguments = array.array(
-                "Q", (96, flags, at, end, 0, ctypes.addressof(found), _REGIONS, 0, unwanted, mask, 0, wanted)
-            )
+                "Q",
+                (96, flags, at, end, 0, ctypes.addressof(found), _REGIONS, 0,
+                 unwanted, _WRITTEN | unwanted, present, _WRITTEN),
+            )  # fmt: skip
             count = fcntl.ioctl(self._pagemap, _PAGEMAP_SCAN, arguments, True)
             for first in range(0, 3 * count, 3):
                 _append(runs, found[first] - self.base, found[first + 1] - self.base)
