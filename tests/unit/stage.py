@@ -59,11 +59,6 @@ def mac_of(name: str) -> str:
     return "52:54:00:" + ":".join(vm_id(name)[n : n + 2] for n in (0, 2, 4))
 
 
-class Resident(NamedTuple):
-    private: int
-    shared: int
-
-
 class Files(NamedTuple):
     digest: str = DIGEST
     boot: str = "disk"
@@ -253,10 +248,10 @@ class Stage:
         """What each process holds: as if they were real."""
         return [100 * MIB for _ in pids]
 
-    async def resident(self, pids: Sequence[int]) -> list[Any]:
-        """What each process has in memory: what its guest needs, and QEMU's own."""
+    async def own(self, pids: Sequence[int]) -> list[int | None]:
+        """What each process has: what its guest needs, and QEMU's own."""
         machines = {machine.pid: machine for machine in self.world.machines.values()}
-        return [Resident(OVERHEAD, machines[pid].needed) if pid in machines else None for pid in pids]
+        return [OVERHEAD + machines[pid].needed if pid in machines else None for pid in pids]
 
     async def start(self) -> Agent:
         self.engine = FakeEngine(self.world, self.rt)
@@ -270,7 +265,7 @@ class Stage:
             self.groups,
             self.governing,
             self.held,
-            resident=self.resident,
+            own=self.own,
         )
         self.agent = Agent(
             self.objects, self.engine, joined, self.rt,

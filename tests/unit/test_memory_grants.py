@@ -12,7 +12,7 @@ from corral.model import Host, Memory
 from corral.model.effect import effects
 from corral.model.shape import to_tree
 
-from .stage import GIB, MIB, OVERHEAD, Stage, on_stage, vm_id
+from .stage import GIB, MIB, Stage, on_stage, vm_id
 
 NAMES = ("a", "b", "c", "d", "e", "f")
 SIZE = 256 * MIB
@@ -214,20 +214,6 @@ def test_the_host_itself_short_of_memory_takes_back_only_what_is_not_reserved() 
         stage.facts = stage.facts._replace(memory_available=8 * GIB)
         await asyncio.sleep(10)
         assert machine(stage, "soft").granted == 512 * MIB
-
-    on_stage(test)
-
-
-def test_memory_that_running_qemus_take_is_learned_and_bounded() -> None:
-    async def test(stage: Stage) -> None:
-        told = stage.agent.registration.overhead
-        await stage.launch()
-        await stage.phase("running")
-        stage.agent.registration.measured(told + 10 * MIB - 1)
-        assert stage.agent.registration.overhead == told + 10 * MIB
-        stage.agent.registration.measured(100 * told)
-        assert stage.agent.registration.overhead == 2 * told
-        assert told > OVERHEAD, "a VM that takes less than the others lowers nothing"
 
     on_stage(test)
 

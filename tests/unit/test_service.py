@@ -303,6 +303,18 @@ async def test_a_burst_is_not_let_in_on_the_same_memory(service: Service, follow
         ledger.cancel()
 
 
+async def test_trying_a_change_books_nothing(service: Service) -> None:
+    await host(service)
+    await ready_image(service)
+    first = await vm(service, "first", memory={"size": GIB})
+    await seen(service, first.meta.id, Phase.RUNNING, host="h1")
+    following = asyncio.create_task(service.ledger.run())
+    await asyncio.sleep(0.01)
+    await service.patch("vm", "first", {"spec": {"memory": {"size": 3 * GIB}}}, dry_run=True)
+    await vm(service, "second", memory={"size": 2 * GIB})
+    following.cancel()
+
+
 async def test_stopped_vms_take_no_memory_until_they_start(service: Service) -> None:
     await ready_image(service)
     await host(service, memory=2 * GIB)

@@ -15,12 +15,10 @@ from corral.model import Accelerator, Host, HostSpec, HostStatus, Meta
 from corral.runtime import Runtime
 from corral.scheduler.place import DEFAULT_OVERHEAD
 from corral.store.objects import Objects
-from corral.units import GIB, MIB
+from corral.units import GIB
 
 log = structlog.get_logger("host")
 
-OVERHEAD_MOST = 2
-"""One VM whose QEMU grows without end must not keep all others out."""
 DISK_STEP = GIB
 """Free disk is written down when it moved by this much: it moves all the time."""
 
@@ -36,7 +34,6 @@ class Registration:
         self._objects, self._engine, self._facts, self._rt = objects, engine, facts, rt
         self._settings, self.name, self._id = settings, name, id
         self._capabilities: Capabilities | None = None
-        self._measured = 0
         self.host: Host | None = None
         """The record as it was last seen."""
 
@@ -52,13 +49,8 @@ class Registration:
 
     @property
     def overhead(self) -> int:
-        """Bytes a VM costs beyond its memory: what the engine says, or more where running ones were seen to take it."""
-        told = (self._capabilities.overhead if self._capabilities else 0) or DEFAULT_OVERHEAD
-        return min(max(told, self._measured), told * OVERHEAD_MOST)
-
-    def measured(self, overhead: int) -> None:
-        """A running VM takes so much beyond its memory."""
-        self._measured = max(self._measured, -(-overhead // MIB) * MIB)
+        """Bytes a VM costs beyond its memory."""
+        return (self._capabilities.overhead if self._capabilities else 0) or DEFAULT_OVERHEAD
 
     def reserved(self, facts: Facts) -> int:
         """Bytes the host keeps for itself."""

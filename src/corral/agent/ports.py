@@ -229,16 +229,7 @@ async def _pretended_key() -> HostKey:
     return HostKey(b"private\n", b"public\n")
 
 
-class Resident(Protocol):
-    """What a process has in memory (:class:`corral.host.process.Resident`). Bytes."""
-
-    @property
-    def private(self) -> int: ...
-    @property
-    def shared(self) -> int: ...
-
-
-async def _unknown(pids: Sequence[int]) -> list[Any]:
+async def _unknown(pids: Sequence[int]) -> list[int | None]:
     """Of pretended processes."""
     return [None for _ in pids]
 
@@ -258,5 +249,5 @@ class Joined(NamedTuple):
     """Bytes of the host's memory that processes hold; None of one that nobody can say of."""
     host_key: Callable[[], Awaitable[HostKey]] = _pretended_key
     """A fresh SSH host key: making one on an emulated CPU takes seconds."""
-    resident: Callable[[Sequence[int]], Awaitable[list[Resident | None]]] = _unknown
-    """What processes have in memory, files left out; cheap. None as above."""
+    own: Callable[[Sequence[int]], Awaitable[list[int | None]]] = _unknown
+    """Bytes of it that no other process has; cheap. None as above."""

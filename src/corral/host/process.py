@@ -16,14 +16,6 @@ class Memory(NamedTuple):
     anonymous: int
 
 
-class Resident(NamedTuple):
-    """Bytes in use right now, as the kernel counts them anyway (no page table is walked): ``private`` memory of the
-    process, and ``shared`` memory (memfd: the RAM of its guest) that it has touched."""
-
-    private: int
-    shared: int
-
-
 class Cost(NamedTuple):
     """``cpu_s``: user and system time of all its threads so far, seconds."""
 
@@ -41,16 +33,14 @@ def memory(pid: int) -> Memory | None:
     return Memory(kib.get("Rss", 0) << 10, kib.get("Pss", 0) << 10, kib.get("Anonymous", 0) << 10)
 
 
-def resident(pid: int) -> Resident | None:
-    """What ``pid`` has in memory, files left out: those can be read again. None as :func:`memory`."""
+def own(pid: int) -> int | None:
+    """Bytes of memory that nobody else has, as the kernel counts them anyway (no page table is walked): of a QEMU its
+    guest's memory, as far as it was touched and not given back, and its own. None as :func:`memory`."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
-    kib = {
-        key: int(rest.split()[0]) for key, _, rest in (line.partition(":") for line in lines) if key.startswith("Rss")
-    }
-    return Resident(kib["RssAnon"] << 10, kib["RssShmem"] << 10) if "RssAnon" in kib else None
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:")), None)
 
 
 def held(pid: int) -> int | None:

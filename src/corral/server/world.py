@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from corral.agent.forwards import SocketProbe
-from corral.agent.ports import Joined, Resident
+from corral.agent.ports import Joined
 from corral.engine.protocol import Engine
 from corral.runtime import Runtime
 from corral.server.home import Home
@@ -43,7 +43,7 @@ def real(home: Home, rt: Runtime) -> World:
         images=images, disks=Volumes(home.vms, rt, qemu_img), connect_guest=connect,
         consoles=Consoles(home.vms, rt), facts=functools.partial(facts, home.state), ports=SocketProbe(),
         groups=cgroup.choose(home.state), governing=GovernorProcess(home.state, rt), held=_held,
-        host_key=host_key, resident=_resident,
+        host_key=host_key, own=_own,
     )  # fmt: skip
     return World(QemuEngine(home.vms, home.state, rt), joined, offered())
 
@@ -55,10 +55,10 @@ async def _held(pids: Sequence[int]) -> list[int | None]:
     return await asyncio.to_thread(lambda: [held(pid) for pid in pids])
 
 
-async def _resident(pids: Sequence[int]) -> list[Resident | None]:
-    from corral.host.process import resident
+async def _own(pids: Sequence[int]) -> list[int | None]:
+    from corral.host.process import own
 
-    return await asyncio.to_thread(lambda: [resident(pid) for pid in pids])
+    return await asyncio.to_thread(lambda: [own(pid) for pid in pids])
 
 
 def offered() -> list[dict[str, Any]]:

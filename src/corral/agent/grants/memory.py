@@ -29,13 +29,13 @@ POLL_S = 1
 """What guests are asked for their figures, while these matter."""
 FRESH_S = 5.0
 """Figures that are older (whole seconds, on the wall clock) are those of a guest that says nothing any more."""
-ANSWER_S = 1.0
+ANSWER_S = 3.0
 """A hypervisor that takes longer is left alone for :data:`AWAY_S`: one that is silent must not hold up the others."""
-AWAY_S = 10.0
+AWAY_S = 6.0
 AGAIN_S = 5.0
 """A balloon that holds something is looked at this often: its guest may have taken memory back in distress."""
-MEASURE_S = 60.0
-"""Every balloon is looked at this often, and what QEMUs take beyond guest memory is measured."""
+SELDOM_S = 60.0
+"""Every other balloon is looked at this often."""
 ANSWERING = (Phase.STARTING, Phase.RUNNING, Phase.STOPPING)
 """Phases in which a guest may follow."""
 
@@ -92,7 +92,6 @@ class MemoryGrants:
         self._guests: dict[tuple[str, int], _Guest] = {}
         self._away: dict[str, float] = {}
         self._held: int | None = None
-        self._measured: float | None = None
         self._pressed = self._short = False
 
     async def run(self) -> None:
@@ -113,7 +112,6 @@ class MemoryGrants:
         await self._meet(here)
         rows = self._rows(here)
         moving = any({row.claim.granted, row.guest.target} != {row.claim.size} for row in rows)
-        await self._measure(here)
         if not moving and all(row.claim.reserve >= row.claim.size for row in rows):
             self._held = None
             await self._rest(rows)
@@ -149,7 +147,7 @@ class MemoryGrants:
         old = [
             vm for vm in here
             if (guest := self._guests.get(_key(vm))) is not None and self._can(vm) and not guest.polled
-            and now - guest.looked >= (AGAIN_S if guest.sight.granted < guest.sight.size else MEASURE_S)
+            and now - guest.looked >= (AGAIN_S if guest.sight.granted < guest.sight.size else SELDOM_S)
         ]  # fmt: skip
         await asyncio.gather(*(self._see(vm) for vm in old))
 
@@ -200,14 +198,10 @@ class MemoryGrants:
         row.guest.polled = every_s > 0
 
     async def _pool(self, here: Sequence[Vm]) -> Pool:
-        """What all VMs hold together. Of a fork only what it has of its own: the rest is its template's."""
-        seen = await self._joined.resident([vm.status.pid for vm in here if vm.status.pid is not None])
-        held = overhead = 0
-        for vm, one in zip(here, seen, strict=True):
-            if one is None:
-                continue
-            held += one.private + (0 if vm.status.template else one.shared)
-            overhead += self._registration.overhead if vm.status.template else one.private
+        """What all VMs hold together. Of a fork that is what it has of its own: the rest is its template's."""
+        own = await self._joined.own([vm.status.pid for vm in here if vm.status.pid is not None])
+        held = sum(one or 0 for one in own)
+        overhead = len(here) * self._registration.overhead
         facts, spec = self._joined.facts(), self._registration.spec
         kept = self._registration.reserved(facts)
         growth, self._held = max(0, held - (self._held if self._held is not None else held)), held
@@ -215,17 +209,6 @@ class MemoryGrants:
             budget=max(0, capacity_of(facts.memory - kept, spec.memory_budget) - self._templates()), held=held,
             overhead=overhead, growth=growth, available=facts.memory_available, kept=kept, stalled=facts.memory_stalled,
         )  # fmt: skip
-
-    async def _measure(self, here: Sequence[Vm]) -> None:
-        """Learn what a QEMU takes beyond its guest's memory, which lies in shared memory; a fork's does not."""
-        now = self._rt.clock.monotonic()
-        if self._measured is not None and now - self._measured < MEASURE_S:
-            return
-        self._measured = now
-        pids = [vm.status.pid for vm in here if vm.status.pid is not None and not vm.status.template]
-        for one in await self._joined.resident(pids):
-            if one is not None:
-                self._registration.measured(one.private)
 
     # What is done
 

@@ -122,6 +122,8 @@ class Changing(Templating):
                     revision=found.meta.revision,
                 )  # fmt: skip
             wanted: Resource = await self._merged(found, body)
+            if dry_run:
+                self.ledger.put(found)  # what was booked to try it counts for nothing
             if wanted == found or dry_run:
                 return wanted
             try:
