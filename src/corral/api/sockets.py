@@ -113,8 +113,8 @@ class _Sessions:
                 raise Refused("too many consoles and programs are open", code="busy", hint="close some")
             await serve()
             await socket.close(1000)
-        except (WebSocketDisconnect, WebSocketException):
-            return  # the client has gone; whatever it had open is closed by now
+        except (WebSocketDisconnect, WebSocketException, OSError):
+            return  # the client has gone (the server says so as an OSError); whatever it had open is closed by now
         except CorralError as error:
             await _say(socket, error, binary=binary)
         except Exception as error:
