@@ -127,7 +127,7 @@ def main() -> int:
     with (state / "daemon.log").open("wb") as log:
         daemon = subprocess.Popen(
             [sys.executable, "-m", "corral.server", "--state", str(state)],
-            env={**os.environ, "CORRAL_ENGINE": "fake"}, stdout=log, stderr=log,
+            env={**os.environ, "CORRAL_ENGINE": "fake", "CORRAL_TEMPLATES": "off"}, stdout=log, stderr=log,
         )  # fmt: skip
     socket = str(state / "api.sock")
     try:

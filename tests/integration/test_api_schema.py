@@ -58,7 +58,7 @@ def daemon() -> Iterator[tuple[str, Path]]:
     with (state / "daemon.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "corral.server", "--state", str(state), "--listen", "127.0.0.1:0"],
-            env={**os.environ, "CORRAL_ENGINE": "fake"}, stdout=log, stderr=log,
+            env={**os.environ, "CORRAL_ENGINE": "fake", "CORRAL_TEMPLATES": "off"}, stdout=log, stderr=log,
         )  # fmt: skip
     try:
         wait_until(lambda: serving(state, process), 30, "the daemon to serve")  # or connecting would start another

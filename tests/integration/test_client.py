@@ -38,7 +38,7 @@ class Daemon:
         with (self.state / "daemon.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "corral.server", "--state", str(self.state), *self.arguments],
-                env={**os.environ, "CORRAL_ENGINE": "fake"}, stdout=log, stderr=log,
+                env={**os.environ, "CORRAL_ENGINE": "fake", "CORRAL_TEMPLATES": "off"}, stdout=log, stderr=log,
             )  # fmt: skip
         wait_until(self._serves, 40, "the daemon to serve")
 
@@ -156,7 +156,8 @@ def test_uploads_and_the_catalogue(client: sync.Client, tmp_path: Path) -> None:
 def test_what_everybody_can_read(client: sync.Client, daemon: Daemon) -> None:
     assert client.version()["pid"] == daemon.process.pid
     assert {"qemu", "accelerator"} <= {check["name"] for check in client.doctor()}
-    assert set(client.schema()) == {"vm", "image", "flavor", "volume", "network", "project", "host", "task", "event"}
+    kinds = {"vm", "image", "template", "flavor", "volume", "network", "project", "host", "task", "event"}
+    assert set(client.schema()) == kinds
     (host,) = client.hosts.list()
     assert client.hosts.probe(host.name).phase == "ready"
     flavor = client.flavors.create({"memory": 256 << 20}, name="mine")
@@ -263,7 +264,9 @@ def test_sigterm_ends_it_at_once_and_leaves_nothing() -> None:
 @pytest.mark.parametrize(("address", "status"), [("0.0.0.0:1", 4), ("example.org:1", 4), ("127.0.0.1", 2), ("::1", 2)])
 def test_it_listens_on_loopback_only(tmp_path: Path, address: str, status: int) -> None:
     command = [sys.executable, "-m", "corral.server", "--state", str(tmp_path), "--listen", address]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CORRAL_ENGINE": "fake"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "CORRAL_ENGINE": "fake", "CORRAL_TEMPLATES": "off"}
+    )
     assert done.returncode == status, done.stderr
     assert done.stderr.startswith("error: ")
 
