@@ -16,6 +16,7 @@ import msgspec
 
 from corral.engine.protocol import Card, Drive, KernelBoot, Layer, Machine, Template
 from corral.engine.qemu.engine import QemuEngine
+from corral.errors import Unavailable
 from corral.guest.connect import connect
 from corral.guest.protocol import Command, Ended, Guest, Output
 from corral.runtime import Runtime
@@ -64,8 +65,12 @@ class Lab:
         return Machine(id=id, name="parent", memory=self.memory, kernel=kernel, drives=drives, cards=cards)
 
     async def answer(self, id: str, timeout: float = 120) -> Guest:
+        """A connection to its agent. One that is still at what it was frozen in gives up first, and is asked again."""
         channels = self.engine.channels(id)
-        return await connect(channels.guest, channels.qga, self.rt, prefer="resident", timeout=timeout)
+        try:
+            return await connect(channels.guest, channels.qga, self.rt, prefer="resident", timeout=timeout)
+        except Unavailable:
+            return await connect(channels.guest, channels.qga, self.rt, prefer="resident", timeout=timeout)
 
     async def freeze(self, machine: Machine) -> tuple[Template, Machine]:
         id = self.rt.random.id()
@@ -81,13 +86,17 @@ class Lab:
     def fork_of(self, template: Template) -> Machine:
         id = self.rt.random.id()
         directory = self.directory(id)
-        drives = tuple(
-            drive if drive.readonly else msgspec.structs.replace(
-                drive, path=overlay(directory / f"{drive.name}.qcow2", drive.chain), format="qcow2", layers=drive.chain
-            )
-            for drive in template.machine.drives
-        )  # fmt: skip
+        drives = tuple(self._own(drive, directory) for drive in template.machine.drives)
         return msgspec.structs.replace(template.machine, id=id, name="fork", drives=drives, template=template.id)
+
+    def _own(self, drive: Drive, directory: Path) -> Drive:
+        """A fork's own disk in place of its template's: a fresh overlay, or a copy of a seed."""
+        path = directory / drive.path.name
+        if drive.readonly:
+            shutil.copy(drive.path, path)
+            return msgspec.structs.replace(drive, path=path)
+        made = overlay(directory / f"{drive.name}.qcow2", drive.chain)
+        return msgspec.structs.replace(drive, path=made, format="qcow2", layers=drive.chain)
 
     async def booted(self, machine: Machine) -> Guest:
         """Create, start, and wait for the guest's own start-up."""
