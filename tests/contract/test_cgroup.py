@@ -130,13 +130,15 @@ def test_the_groups_of_this_host_work(tmp_path: Path) -> None:
         assert meter.throttled() > 0
         with pytest.raises(CorralError, match="still has a process"):
             groups.remove(ID)
+        groups.close()
+        assert groups.inventory() == [ID], "a daemon that ends leaves running VMs alone"
     finally:
         busy.kill()
         busy.wait()
     groups.remove(ID)
     assert ID not in groups.inventory()
-    for parent in {file.parent.parent for file in files}:
-        os.rmdir(parent)
+    groups.close()
+    assert [file.parent.parent for file in files if file.parent.parent.exists()] == []
 
 
 def test_a_mounted_version_2_counts_and_clears_up_as_the_pretended_one(tmp_path: Path) -> None:

@@ -136,6 +136,7 @@ class Agent:
         await self.joined.consoles.close()
         await self.book.close()
         self.turns.close()
+        self.joined.groups.close()
 
     # What is wanted: the records
 

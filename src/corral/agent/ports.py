@@ -207,6 +207,8 @@ class Groups(Protocol):
 
     def inventory(self) -> list[str]: ...
 
+    def close(self) -> None: ...
+
 
 class Governing(Protocol):
     """The governor of this host's CPU shares, running somewhere (:mod:`corral.agent.grants.process`)."""

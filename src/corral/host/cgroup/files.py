@@ -52,5 +52,11 @@ def remove(path: Path) -> None:
         raise Refused(f"the control group {path} still has a process", code="in-use") from error
 
 
+def remove_empty(parent: Path) -> None:
+    """A parent without children; one that has some stays."""
+    if parent.is_dir() and not children(parent):
+        remove(parent)
+
+
 def children(parent: Path) -> list[str]:
     return sorted(path.name for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []

@@ -49,3 +49,6 @@ class NoGroups:
 
     def inventory(self) -> list[str]:
         return []
+
+    def close(self) -> None:
+        pass

@@ -68,3 +68,7 @@ class Groups(Protocol):
     def inventory(self) -> list[str]:
         """VMs that have a group."""
         ...
+
+    def close(self) -> None:
+        """The daemon ends: nothing is left here of a host that has no VMs."""
+        ...

@@ -74,3 +74,7 @@ class GroupsV1:
 
     def inventory(self) -> list[str]:
         return sorted({id for parent in self._parents.values() for id in files.children(parent)})
+
+    def close(self) -> None:
+        for parent in self._parents.values():
+            files.remove_empty(parent)

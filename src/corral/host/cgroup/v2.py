@@ -72,3 +72,6 @@ class GroupsV2:
 
     def inventory(self) -> list[str]:
         return files.children(self._parent)
+
+    def close(self) -> None:
+        files.remove_empty(self._parent)
