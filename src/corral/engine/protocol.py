@@ -189,7 +189,7 @@ class Template(Struct, frozen=True, kw_only=True):
     copied: int = 0
     """Bytes that were copied meanwhile: what the machine changed between the first copy and the pause."""
     loaded: bool = False
-    """Its RAM is in memory now. One that is not (after a reboot of the host) is loaded by its next fork."""
+    """Its RAM is in memory now. If not (no machine was here, the host was booted) its next fork loads it."""
     stale: str = ""
     """Why nothing may be forked from it any more; empty: it may."""
 
@@ -410,5 +410,5 @@ class Engine(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of all machines (they go on running)."""
+        """Let go of all machines (they go on running). Without one, templates' memory is let go of too."""
         ...

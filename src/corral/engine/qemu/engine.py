@@ -346,6 +346,8 @@ class QemuEngine:
 
     async def close(self) -> None:
         await asyncio.gather(*self._freezing, return_exceptions=True)
+        if not any(machine.alive for machine in self._machines.values()):
+            await asyncio.to_thread(self._ground.shelf.unload)  # a host without VMs and daemon is left as it was found
         await asyncio.gather(*(machine.close() for machine in self._machines.values()))
         self._machines.clear()
 

@@ -115,6 +115,11 @@ class Shelf:
         (place / "template.json").unlink(missing_ok=True)  # first: half of a template is none
         shutil.rmtree(place, ignore_errors=True)
 
+    def unload(self) -> None:
+        """Have no memory of templates held: each is loaded from its copy on disk when it is used again."""
+        for id in self.keeper.ids():
+            self.keeper.drop(id)
+
     def sweep(self, alive: Callable[[str], bool]) -> None:
         """Remove what nobody can finish: the machine ended, or the host was booted since. ``alive`` tells by id."""
         for id in self.ids():
