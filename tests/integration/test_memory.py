@@ -1,4 +1,4 @@
-"""Memory of real guests: six with one and a half times the budget; under pressure idle ones pay, and get it back."""
+"""Memory of real guests: six with more than one and a half times the budget; under pressure idle ones pay, and get it back."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 
+from corral.host.process import own
 from corral.units import MIB
 from tests.integration.platform import Platform, wait_until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 NAMES = [f"v-{number}" for number in range(1, 7)]
 BUSY, IDLE, RESERVED = NAMES[:3], NAMES[3:5], NAMES[5]
-SIZE, BUDGET = 256 * MIB, 1280 * MIB
+SIZE, BUDGET = 256 * MIB, 1200 * MIB
 FILL = 125
-"""MiB that a busy guest writes into its memory. Three of them are too much for the budget, on top of six systems."""
+"""MiB that a busy guest writes into its memory: however slowly three of them do, it is 60 MiB beyond what the budget
+bears without pressure (six systems hold 850 MiB, and 1125 MiB is a sixteenth below the budget)."""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def platform() -> Iterator[Platform]:
         one.up()
         one.run("image", "build", "micro", timeout=300)
         (host,) = one.json("host", "list")
-        one.run("host", "set", host["meta"]["name"], "memory_budget=1280M", "memory_overcommit=1.5")
+        one.run("host", "set", host["meta"]["name"], "memory_budget=1200M", "memory_overcommit=1.6")
         one.run("launch", "micro", "--count", "6", "--name", "v", "--memory", "256M", timeout=250)
         one.run("vm", "set", RESERVED, "memory.reserve=256M")
         yield one
@@ -82,7 +84,7 @@ def test_under_pressure_idle_guests_pay_reservations_hold_and_it_is_given_back_w
     assert all(now[name]["granted"] >= now[name]["guest_used"] > FILL * MIB for name in BUSY), "what is used is kept"
     assert max(now[name]["granted"] for name in IDLE) < min(now[name]["granted"] for name in BUSY)
     assert now[RESERVED]["granted"] == SIZE
-    assert sum(one["used"] for one in now.values()) <= BUDGET
+    assert sum(own(pid) or 0 for pid in pids.values()) <= BUDGET
     assert "MemoryPressure" in told(platform)
     for name in BUSY:
         platform.run("exec", name, "--", "sh", "-c", "md5sum -c /sum && umount /fill")
