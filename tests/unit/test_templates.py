@@ -128,7 +128,7 @@ def test_a_launch_that_fits_is_forked_and_somebody_of_its_own_before_its_link_is
         ({"cold": True}, "it was asked for"),
         ({"user_data": "#!/bin/sh\n"}, "its user data runs at a first boot"),
         ({"memory": Memory(size=GIB)}, "there is no template of img with 1 CPU, 1G"),
-        ({"nics": ()}, "there is no template of img"),
+        ({"nics": ()}, "there is no template of img with 1 CPU, 512M and no card"),
     ],
 )
 def test_what_cannot_be_forked_boots_and_says_why(spec: dict[str, Any], why: str) -> None:

@@ -56,7 +56,8 @@ KINDS: dict[str, Kind] = {
         ), "something VMs boot from"),
         Kind("template", "templates", Template, True, True, (
             C("NAME", "meta.name"), C("PHASE", "status.phase"), C("IMAGE", "spec.image"), C("CPUS", "spec.cpus"),
-            C("MEMORY", "spec.memory", "size"), C("DISK", "status.disk", "size"), C("FORKS", "status.forks"),
+            C("MEMORY", "spec.memory", "size"), C("CARDS", "spec.cards"), C("DISK", "status.disk", "size"),
+            C("FORKS", "status.forks"),
             C("USED", "status.used_at", "age"), C("AUTO", "spec.auto"), C("REASON", "status.reason"),
             C("HOLDS", "status.memory", "size", True), C("HOST", "status.host", "", True), C("ID", "meta.id", "", True),
         ), "a booted VM, frozen: others fork from it"),

@@ -73,7 +73,7 @@ def choose(vm: Vm, files: BootFiles, hardware: str, templates: Iterable[Template
     if fitting:
         one = fitting[0]
         return Choice(why=f"template {one.meta.name} is {one.status.phase}")
-    size = f"{vm.spec.cpu.count} CPU, {format_size(vm.spec.memory.size)}"
+    size = f"{vm.spec.cpu.count} CPU, {format_size(vm.spec.memory.size)}" + ("" if vm.spec.nics else " and no card")
     return Choice(why=f"there is no template of {vm.spec.image} with {size}", wanted=True)
 
 
