@@ -220,6 +220,8 @@ class Points:
         self.died: asyncio.Event | None = None
 
     async def at(self, point: str) -> None:
+        if self.died is not None and self.died.is_set():
+            raise asyncio.CancelledError  # whoever is dead does nothing more, also while it is cancelled
         self.seen.append(point)
         if point == self.die_at and self.died is not None:
             self.die_at = ""
@@ -282,6 +284,7 @@ class Stage:
         results = await asyncio.gather(*self._running, return_exceptions=True)
         assert all(isinstance(r, asyncio.CancelledError) for r in results), results
         await self.engine.close()
+        self.points.died = None
 
     async def close(self) -> None:
         await self.stop()

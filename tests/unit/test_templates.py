@@ -387,6 +387,20 @@ def test_killed_while_a_template_is_made_it_is_still_made_and_nothing_is_left(po
     on_stage(test)
 
 
+def test_a_daemon_that_ends_in_good_order_leaves_no_guest_of_a_template_and_makes_it_after_its_return() -> None:
+    async def test(stage: Stage) -> None:
+        task = await order(stage)
+        while not stage.world.machines:
+            await asyncio.sleep(0.1)
+        await stage.stop()
+        assert stage.world.machines == {}
+        assert stage.disks.inventory() == []
+        await stage.start()
+        assert (await stage.done(task)).status.state is TaskState.DONE
+
+    on_stage(test)
+
+
 @pytest.mark.parametrize(
     "point",
     ["create.volume", "fork.disk", "create.ports", "engine.fork.loaded", "create.spawned", "start.resumed",

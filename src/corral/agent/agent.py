@@ -131,11 +131,11 @@ class Agent:
         """Let go of everything; nothing that runs is touched."""
         await self._supervisor.close()
         await self.images.close()
-        await self.templates.close()
         await self.guests.close()
         await self.joined.consoles.close()
         await self.book.close()
         self.turns.close()
+        await self.templates.close()
         self.joined.groups.close()
 
     # What is wanted: the records

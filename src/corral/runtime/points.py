@@ -27,6 +27,7 @@ TEMPLATE_POINTS = (
     "template.frozen",
     "template.cleared",
     "template.made",
+    "template.ending",
     "template.delete",
     "template.discarded",
 )

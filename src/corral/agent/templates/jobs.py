@@ -74,10 +74,16 @@ class TemplateJobs:
             await asyncio.gather(looking, return_exceptions=True)
 
     async def close(self) -> None:
-        """Stop all jobs; they go on with the next start."""
-        for job in self._jobs.values():
-            job.cancel()
-        await asyncio.gather(*self._jobs.values(), return_exceptions=True)
+        """Stop all jobs: they begin anew with the next start. A guest that boots for one is nobody's VM, and ends here."""
+        booted = self._booting
+        for id in list(self._jobs):
+            await self._cancel(id)
+        if booted:
+            await self._rt.faults.at("template.ending")
+            try:
+                await self._boots.clear(booted)
+            except CorralError as error:
+                log.warning("a template's guest could not be ended; the next start does", error=error.message)
 
     def _failed(self, id: str, error: Exception) -> None:
         if isinstance(error, CorralError):
