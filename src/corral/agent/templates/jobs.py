@@ -74,7 +74,7 @@ class TemplateJobs:
             await asyncio.gather(looking, return_exceptions=True)
 
     async def close(self) -> None:
-        """Stop all jobs: they begin anew with the next start. A guest that boots for one is nobody's VM, and ends here."""
+        """Stop all jobs: they begin anew with the next start. A guest that boots for one is nobody's VM: it ends."""
         booted = self._booting
         for id in list(self._jobs):
             await self._cancel(id)
