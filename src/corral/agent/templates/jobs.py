@@ -75,13 +75,15 @@ class TemplateJobs:
 
     async def close(self) -> None:
         """Stop all jobs: they begin anew with the next start. A guest that boots for one is nobody's VM: it ends."""
-        booted = self._booting
         for id in list(self._jobs):
             await self._cancel(id)
-        if booted:
+        mine = [one for one in self._picture.templates.values() if one.status.host == self._registration.name]
+        for template in mine:  # also one that was found and not taken up again yet
+            if template.status.phase is not TemplatePhase.BUILDING or template.spec.source:
+                continue
             await self._rt.faults.at("template.ending")
             try:
-                await self._boots.clear(booted)
+                await self._boots.clear(template.meta.id)
             except CorralError as error:
                 log.warning("a template's guest could not be ended; the next start does", error=error.message)
 
