@@ -103,6 +103,7 @@ void limit_kill(uint32_t id);                   /* everything in it */
 void limit_drop(uint32_t id);                   /* now if nobody is in it any more, else with a later one */
 
 /* channel.c */
+bool channel_open(uint32_t id);
 void channel_frame(struct frame *f);            /* exec, stdin, eof, signal, resize, close, credit */
 void channels_kill_all(void);
 void channels_reap(void);

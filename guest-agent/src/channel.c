@@ -109,6 +109,8 @@ static struct channel *find(uint32_t id)
 	return NULL;
 }
 
+bool channel_open(uint32_t id) { return id && find(id); }
+
 static void channel_exec(struct frame *f)
 {
 	struct program p;

@@ -56,13 +56,15 @@ static char *file_of(uint32_t id, const char *name)
 	return path;
 }
 
-/* Groups whose last process has gone since. */
+/* Groups whose last process has gone since. Not those of open channels: a child may be about to join its group. */
 static void sweep(const char *root)
 {
 	DIR *directory = opendir(root);
-	for (struct dirent *e; directory && (e = readdir(directory));)
-		if (!strncmp(e->d_name, PREFIX, strlen(PREFIX)))
-			limit_drop((uint32_t)strtoul(e->d_name + strlen(PREFIX), NULL, 10));
+	for (struct dirent *e; directory && (e = readdir(directory));) {
+		uint32_t id = strncmp(e->d_name, PREFIX, strlen(PREFIX)) ? 0 : (uint32_t)strtoul(e->d_name + strlen(PREFIX), NULL, 10);
+		if (id && !channel_open(id))
+			limit_drop(id);
+	}
 	if (directory)
 		closedir(directory);
 }

@@ -32,7 +32,8 @@ class Lab:
     def __init__(self, root: Path, image: str, memory: int) -> None:
         self.rt, self.root, self.memory = Runtime(), root, memory
         self.engine = QemuEngine(root / "vms", root, self.rt)
-        self.image = image_directory(image)
+        # A copy: QEMU's user could not get through to a cache below somebody's home directory.
+        self.image = shutil.copytree(image_directory(image), root / "image")
         self.manifest = json.loads((self.image / "manifest.json").read_text())
 
     def directory(self, id: str) -> Path:

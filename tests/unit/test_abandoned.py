@@ -11,6 +11,7 @@ import pytest
 
 from corral.controllers.abandoned import UNHELD_S, Abandoned
 from corral.errors import NotFound
+from corral.model import Vm
 from corral.store.holds import EVERY_S, LEASE_S, PREFIX, Holds
 from tests.unit.stage import Stage, on_stage, vm_id
 
@@ -42,6 +43,27 @@ def test_a_vm_that_nobody_comes_for_is_deleted_and_an_event_says_why() -> None:
             await stage.gone(limit=UNHELD_S + 5)
             assert "Abandoned" in await stage.events()
             assert stage.world.machines == {}
+
+    on_stage(test)
+
+
+def test_two_that_hold_at_once_hang_on_one_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(stage: Stage) -> None:
+        grant = stage.store.grant
+
+        async def slow(ttl: float) -> int:
+            await asyncio.sleep(0.01)  # as one that writes to a disk
+            return await grant(ttl)
+
+        monkeypatch.setattr(stage.store, "grant", slow)
+        holds = Holds(stage.store, stage.rt)
+        async with running(Abandoned(stage.objects, stage.rt).run, holds.run):
+            await stage.launch("one", ephemeral=True)
+            await stage.launch("two", ephemeral=True)
+            await asyncio.gather(holds.take(vm_id("one")), holds.take(vm_id("two")))
+            await asyncio.sleep(2 * LEASE_S + 2 * UNHELD_S)
+            names = {vm.meta.name for vm in (await stage.objects.list(Vm)).items if vm.meta.deleted is None}
+            assert names == {"one", "two"}
 
     on_stage(test)
 

@@ -96,6 +96,19 @@ async def test_a_disk_that_was_there_is_never_replaced_by_an_empty_one(tmp_path:
     assert not root.exists()
 
 
+async def test_what_was_prepared_for_a_fork_is_not_booted_from(tmp_path: Path, base: Base) -> None:
+    template = tmp_path / "template.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base.disk, template], check=True)
+    disks = volumes(tmp_path)
+    await disks.ensure_fork("a", [template], None)
+    assert [layer.name for layer in disks.layers("a")] == ["root.qcow2", "base-1.qcow2"]
+    await disks.ensure_root("a", base, None)
+    (root,) = disks.layers("a")
+    assert json.loads(subprocess.check_output(["qemu-img", "info", "--output=json", root]))["backing-filename"] == str(
+        base.disk
+    )
+
+
 async def test_what_a_killed_process_left_is_cleared_and_never_taken_for_a_disk(tmp_path: Path, base: Base) -> None:
     disks = volumes(tmp_path)
     left = disks.path("vm-1") / ".new-root.qcow2-deadbeef"

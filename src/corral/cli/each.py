@@ -170,13 +170,13 @@ class Each:
 
 def _program(one: Throwaway, plan: Plan, line: str, given: bytes) -> Outcome:
     """What the program of one line did, or that we ended it."""
-    try:
-        with one.program() as program:
+    with one.program() as program:
+        try:
             result = program.collect(given, plan.timeout_s, plan.max_output)
-    except TimedOut:
-        assert plan.timeout_s is not None, "nothing else is waited for with a limit"
-        text = f"{plan.argv[0]} took longer than {format_duration(plan.timeout_s)} and was killed"
-        return Outcome(line, EXPIRED, b"", b"", 0.0, text)
+        except TimedOut:
+            assert plan.timeout_s is not None, "nothing else is waited for with a limit"
+            text = f"{plan.argv[0]} took longer than {format_duration(plan.timeout_s)} and was killed"
+            return Outcome(line, EXPIRED, b"", b"", 0.0, text)
     return Outcome(line, result.status, result.stdout, result.stderr, 0.0, _limit(plan, result.limit))
 
 

@@ -99,13 +99,20 @@ def run(session: Session, /, image: str, command: tuple[str, ...], timings: bool
     if options["each"] is not None:
         from corral.cli.each import run_each
 
-        with ended_by_signals():
-            return run_each(session, plan, options["each"], jobs=options["jobs"], fail_fast=options["fail_fast"])
+        try:
+            with ended_by_signals():
+                return run_each(session, plan, options["each"], jobs=options["jobs"], fail_fast=options["fail_fast"])
+        except BrokenPipeError:
+            return READER_GONE
     try:
         with ended_by_signals():
             status = _run(session, plan, stages)
     except BrokenPipeError:
         return READER_GONE
+    except OSError as error:  # of a file here that was to go in, or to come out
+        where = f"{error.filename}: " if error.filename else ""
+        failures.report(CorralError(f"{where}{error.strerror or error}"), as_json=session.output == "json")
+        return FAILED
     except CorralError as error:
         failures.report(error, as_json=session.output == "json")
         told = error.details.get("status")  # a program that the guest could not start: 126 or 127, as a shell says it

@@ -11,9 +11,6 @@ from typing import Any
 
 CPU_STEPS = 4
 """K for CPU time: at a decision each 100 to 250 ms, a whole CPU is had within a second."""
-MEMORY_STEPS = 8
-"""M for memory: a balloon moves an eighth of the guest's memory at a time."""
-
 DISK_STEPS = 4
 """O for a disk's limits, one step a second."""
 

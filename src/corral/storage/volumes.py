@@ -79,6 +79,9 @@ class Volumes:
             raise Refused(
                 f"the disk of image {base.name} has {least}", field="spec.disk.size", hint=f"at least {least}"
             )
+        if new and any(layer.name.startswith("base") for layer in self.layers(vm_id)):
+            for left in self.layers(vm_id):  # of a fork that was begun and given up: nothing in it is this VM's own
+                left.unlink()
         target = self.layers(vm_id)[0] if self._own(vm_id) else self.path(vm_id) / ROOT
         if target.exists():
             present = (await self._qemu_img.info(target, "qcow2")).virtual_size
@@ -88,8 +91,6 @@ class Volumes:
         if not new:
             hint = "bring the file back from a backup and start the VM again, or delete the VM"
             raise Refused(f"its disk {target} is gone", code="failed", hint=hint)
-        for left in self.layers(vm_id):
-            left.unlink()  # of a fork that was begun and given up
         with self._replacing(target) as made:
             if base.boot == "cdrom":
                 await self._qemu_img.create(made, size or BLANK_SIZE)

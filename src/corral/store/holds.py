@@ -38,6 +38,7 @@ class Holds:
         self._held: set[str] = set()
         self._over: set[str] = set()
         self._turn = asyncio.Event()
+        self._granting = asyncio.Lock()
 
     async def take(self, vm_id: str) -> str:
         """Hold a VM; the key, for :meth:`release`. Any number may hold the same one."""
@@ -83,12 +84,17 @@ class Holds:
             self._lease = 0
         return False
 
+    async def _leased(self) -> int:
+        """The lease, certain to live for its whole time: one that nobody needed for a while may be about to end."""
+        async with self._granting:  # of two that are granted at once only one would be prolonged
+            if not await self._prolonged():
+                self._lease = await self._store.grant(LEASE_S)
+            return self._lease
+
     async def _put(self, keys: list[str]) -> None:
-        # A lease that nobody needed for a while may be about to end: what hangs on it would end too.
-        if not await self._prolonged() and not self._lease:
-            self._lease = await self._store.grant(LEASE_S)
+        lease = await self._leased()
         try:
-            await self._store.txn([], [Put(key, b"", self._lease) for key in keys])
+            await self._store.txn([], [Put(key, b"", lease) for key in keys])
         except NotFound:
             await self._put(keys)
 

@@ -234,6 +234,10 @@ class TemplateJobs:
         except CorralError as error:
             if error.code != "stale":
                 await self._give_up(template, error, TaskState.FAILED)
+        except Exception as error:
+            # A full disk, an answer that nobody expected: it must not be begun again and again as if nothing were.
+            log.exception("a template could not be made", template=template.meta.name)
+            await self._give_up(template, CorralError(f"it could not be made: {error}"), TaskState.FAILED)
         self.poke(id)
         for vm_id in self._picture.waiting_for(id):
             self._poke_vm(vm_id)

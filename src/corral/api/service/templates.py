@@ -192,7 +192,7 @@ class Templating(Imaging):
         )  # fmt: skip
         spec = changed_spec(
             parent.spec, nics=nics, hostname="", user_data="", power=Power.RUNNING, cold=False,
-            template=template.meta.id, boots=1, resets=0, force=False,
+            ephemeral=False, template=template.meta.id, boots=1, resets=0, force=False,
         )  # fmt: skip
         labels = {**parent.meta.labels, **body.labels}
         return Vm(meta=self.meta(name, parent.meta.project, labels), spec=spec)

@@ -29,6 +29,8 @@ class AsyncHold:
         self._client = client
         self._turn = asyncio.Condition()
         self._lost: CorralError | None = None
+        self._give_up_at: float | None = None
+        """When to give up looking for a daemon that went away; none while it is there."""
         self._serving = asyncio.create_task(self._serve(), name=f"hold-{vm.id}")
 
     async def close(self) -> None:
@@ -86,16 +88,14 @@ class AsyncHold:
         return self.held.failure() or self._lost
 
     async def _serve(self) -> None:
-        until: float | None = None
         while not self.held.deleted:
             try:
                 await self._read()
-                until = None
             except NotFound:
                 self.held.deleted = True
             except CorralError as error:
-                until = until or time.monotonic() + RECONNECT_S
-                if not isinstance(error, Unavailable) or time.monotonic() > until:
+                self._give_up_at = self._give_up_at or time.monotonic() + RECONNECT_S
+                if not isinstance(error, Unavailable) or time.monotonic() > self._give_up_at:
                     self._lost = error
             await self._tell()
             if self._lost is not None:
@@ -110,6 +110,7 @@ class AsyncHold:
             aclosing(cast(Any, lines(pieces))) as rows,
         ):
             async for line in rows:
+                self._give_up_at = None
                 self.held.take(read_batch(line))
                 await self._tell()
                 if self.held.deleted:

@@ -31,6 +31,8 @@ class Hold:
         self._client, self._told = client, told
         self._turn = threading.Condition()
         self._lost: CorralError | None = None
+        self._give_up_at: float | None = None
+        """When to give up looking for a daemon that went away; none while it is there."""
         self._closed = False
         self._watchers: list[Callable[[], object]] = []
         self._stream: Stream | None = None
@@ -103,16 +105,14 @@ class Hold:
         return self.held.failure() or self._lost
 
     def _serve(self) -> None:
-        until: float | None = None
         while not self._closed and not self.held.deleted:
             try:
                 self._read()
-                until = None
             except NotFound:
                 self._learn(deleted=True)
             except CorralError as error:
-                until = until or time.monotonic() + RECONNECT_S
-                if not isinstance(error, Unavailable) or time.monotonic() > until:
+                self._give_up_at = self._give_up_at or time.monotonic() + RECONNECT_S
+                if not isinstance(error, Unavailable) or time.monotonic() > self._give_up_at:
                     self._learn(lost=error)
                     return
             if not self._closed:
@@ -127,6 +127,7 @@ class Hold:
                 if self._closed:
                     return
             for line in stream.lines():
+                self._give_up_at = None
                 self._learn(read_batch(line))
                 if self.held.deleted:
                     return

@@ -346,7 +346,7 @@ class QemuEngine:
 
     async def close(self) -> None:
         await asyncio.gather(*self._freezing, return_exceptions=True)
-        if not any(machine.alive for machine in self._machines.values()):
+        if not any(RunDir(self._root, path.parent.name).has_process() for path in self._root.glob("*/run")):
             await asyncio.to_thread(self._ground.shelf.unload)  # a host without VMs and daemon is left as it was found
         await asyncio.gather(*(machine.close() for machine in self._machines.values()))
         self._machines.clear()

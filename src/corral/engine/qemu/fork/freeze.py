@@ -242,7 +242,9 @@ class Freeze:
         runs = memory.written() if watched else memory.own()
         memory.copy(runs, target)
         if self.machine.record.machine.firmware == "uefi":
-            shutil.copyfile(self.machine.run.variables, self._shelf.place(self.id) / "nvram.fd")
+            variables = self._shelf.place(self.id) / "nvram.fd"
+            variables.touch(mode=0o600)
+            shutil.copyfile(self.machine.run.variables, variables)
         return total(runs)
 
     def _top(self, drive: str) -> str:
