@@ -97,8 +97,10 @@ class Abandoned:
         left = self._alone.setdefault(id, now) + UNHELD_S - now
         if left > 0:
             return left
-        await self._delete(vm)
         self._alone.pop(id, None)
+        if (await self._objects.store.range(f"{PREFIX}{id}/")).entries:
+            return None  # held since a moment ago: the watch has yet to tell, and will have it looked at again
+        await self._delete(vm)
         return None
 
     async def _delete(self, vm: Vm) -> None:

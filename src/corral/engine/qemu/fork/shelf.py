@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -52,6 +53,7 @@ class Shelf:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.keeper = Keeper(directory)
+        self._loading = threading.Lock()
 
     def place(self, id: str) -> Path:
         return self.directory / id
@@ -160,10 +162,12 @@ class Shelf:
 
         Raises Refused ``stale`` when the copy on disk is damaged.
         """
+        with self._loading:  # many forks at once must not load it many times over
+            fd = self.keeper.get(kept.template.id)
+            return self._load(kept) if fd is None else fd
+
+    def _load(self, kept: Kept) -> int:
         id = kept.template.id
-        fd = self.keeper.get(id)
-        if fd is not None:
-            return fd
         fd = ram.make(kept.template.machine.memory)
         try:
             source = os.open(self.place(id) / "ram", os.O_RDONLY | os.O_CLOEXEC)
