@@ -335,7 +335,7 @@ class TemplateJobs:
         return None
 
     async def _gone(self, id: str) -> float | None:
-        """The record was removed: what it was for goes too, as far as it is ours."""
+        """The record was removed: its job and its tasks end. What is on the host stays; a person decides about it."""
         await self._cancel(id)
         await self._end(id, Verdict(TaskState.CANCELLED, Refused("the template was deleted", code="cancelled")))
         return None

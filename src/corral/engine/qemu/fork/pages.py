@@ -59,7 +59,7 @@ class Unreadable(Exception):
 class Memory:
     """Guest memory of the QEMU process ``pid``: ``size`` bytes at address ``base`` in it. A context manager.
 
-    Inside ``with memory.watched():`` :meth:`written` tells what changed since it was last asked.
+    Between :meth:`watch` and :meth:`unwatch`, :meth:`written` tells what changed since it was last asked.
     """
 
     def __init__(self, pid: int, pidfd: int, size: int) -> None:
