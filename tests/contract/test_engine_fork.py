@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator
@@ -12,10 +14,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from corral.engine.protocol import Card, Drive, Limits, Machine, State, Template
+from corral.engine.protocol import Card, Drive, HostForward, Limits, Machine, Sighting, State, Template
 from corral.errors import CorralError, Invalid, NotFound, Refused
-from corral.runtime import Runtime
-from tests.contract.test_engine import REAL, FakeHost, Host, RealHost
+from corral.runtime import Runtime, process
+from tests.contract.test_engine import REAL, FakeHost, Host, RealHost, free_port
 
 CARD = Card(name="net0", mac="52:54:00:00:00:01", hostname="tiny")
 
@@ -208,3 +210,138 @@ async def test_a_cable_is_plugged_into_a_card_that_exists(host: Host) -> None:
     await host.engine.link(machine.id, "net0", True)
     with pytest.raises(NotFound):
         await host.engine.link(machine.id, "net7", True)
+
+
+def lives(host: Host, seen: Sighting) -> bool:
+    if isinstance(host, FakeHost):
+        return any(one.pid == seen.pid and one.alive for one in host.world.machines.values())
+    assert seen.pid is not None
+    return process.stat(seen.pid) is not None
+
+
+def crash(host: Host, seen: Sighting) -> None:
+    if isinstance(host, FakeHost):
+        host.world.crash(seen.id)
+    else:
+        assert seen.pid is not None
+        os.kill(seen.pid, signal.SIGKILL)
+
+
+def silence(host: Host, seen: Sighting) -> None:
+    if isinstance(host, FakeHost):
+        host.world.hang(seen.id)
+    else:
+        assert seen.pid is not None
+        os.kill(seen.pid, signal.SIGSTOP)
+
+
+async def warmed(host: Host, template: Template, **more: object) -> Machine:
+    """A machine that is nobody's yet, as its VM will want it."""
+    wanted = fork_of(host, template, **more)
+    cards = tuple(msgspec.structs.replace(card, hostname="", forwards=()) for card in wanted.cards)
+    await host.engine.warm(msgspec.structs.replace(wanted, name="warm", cards=cards))
+    return wanted
+
+
+async def test_a_warm_machine_is_nobodys_until_it_is_taken(host: Host) -> None:
+    template, _ = await frozen(host, await host.started(cards=(CARD,)))
+    wanted = await warmed(host, template)
+    (ready,) = await host.engine.pool()
+    assert (ready.id, ready.state, ready.template) == (wanted.id, State.CREATED, template.id)
+    assert (await host.engine.inspect(wanted.id)).state is State.ABSENT
+    assert wanted.id not in {seen.id for seen in await host.engine.inventory()}
+    for call in (host.engine.resume, host.engine.pause, host.engine.stats):
+        with pytest.raises(Refused) as caught:
+            await call(wanted.id)
+        assert caught.value.code == "wrong-phase"
+    forward = HostForward(protocol="tcp", address="127.0.0.1", host=free_port(), guest=22)
+    card = msgspec.structs.replace(wanted.cards[0], forwards=(forward,))
+    limited = tuple(msgspec.structs.replace(drive, limits=Limits(iops=100)) for drive in wanted.drives)
+    wanted = msgspec.structs.replace(wanted, name="web", epoch=7, cards=(card,), drives=limited)
+    taken = await host.engine.create(wanted, warm=True)
+    assert (taken.state, taken.pid, taken.epoch, taken.forwards) == (State.CREATED, ready.pid, 7, (forward,))
+    assert await host.engine.pool() == []
+    assert (await host.engine.create(wanted, warm=True)).pid == ready.pid
+    await host.engine.resume(wanted.id)
+    await host.restart()
+    seen = await host.engine.inspect(wanted.id)
+    assert (seen.state, seen.pid, seen.epoch, seen.template) == (State.RUNNING, ready.pid, 7, template.id)
+
+
+async def test_what_a_warm_machine_cannot_become_is_started_in_its_place(host: Host) -> None:
+    template, _ = await frozen(host, await host.started(cards=(CARD,)))
+    other = Card(name="net0", mac="52:54:00:00:00:09", hostname="tiny")
+    for change, asked in (({"cards": (other,)}, True), ({}, False)):
+        wanted = await warmed(host, template)
+        (ready,) = await host.engine.pool()
+        made = await host.engine.create(msgspec.structs.replace(wanted, **change), warm=asked)
+        assert made.state is State.CREATED
+        assert made.pid not in (None, ready.pid)
+        assert await host.engine.pool() == []
+        assert not lives(host, ready)
+
+
+async def test_a_warm_machine_that_died_or_fell_silent_is_noticed_when_it_is_wanted(host: Host) -> None:
+    template, _ = await frozen(host, await host.started())
+    for break_it in (crash, silence):
+        wanted = await warmed(host, template)
+        (ready,) = await host.engine.pool()
+        break_it(host, ready)
+        made = await host.engine.create(wanted, warm=True)
+        assert made.state is State.CREATED
+        assert made.pid not in (None, ready.pid)
+        await host.engine.resume(wanted.id)
+
+
+async def test_a_port_that_is_taken_leaves_the_warm_machine_for_another_try(host: Host) -> None:
+    template, _ = await frozen(host, await host.started(cards=(CARD,)))
+    wanted = await warmed(host, template)
+    (ready,) = await host.engine.pool()
+    forward = HostForward(protocol="tcp", address="127.0.0.1", host=free_port(), guest=22)
+    card = msgspec.structs.replace(CARD, forwards=(forward,))
+    other = await host.started(cards=(card,))
+    assert (await host.engine.inspect(other.id)).forwards == (forward,)
+    with pytest.raises(Refused) as caught:
+        await host.engine.create(msgspec.structs.replace(wanted, cards=(card,)), warm=True)
+    assert (caught.value.code, caught.value.field) == ("in-use", "ports")
+    assert (await host.engine.create(wanted, warm=True)).pid == ready.pid
+
+
+async def test_a_template_that_ends_or_is_stale_takes_its_warm_machines_along(host: Host) -> None:
+    template, _ = await frozen(host, await host.started())
+    await warmed(host, template)
+    (ready,) = await host.engine.pool()
+    await host.engine.discard(template.id)
+    assert await host.engine.pool() == []
+    assert not lives(host, ready)
+    template, _ = await frozen(host, await host.started())
+    wanted = await warmed(host, template)
+    spoil(host, template)
+    with pytest.raises(Refused) as caught:
+        await host.engine.create(wanted, warm=True)
+    assert caught.value.code == "stale"
+    assert (await host.engine.inspect(wanted.id)).state is State.ABSENT
+
+
+async def test_warm_machines_are_found_and_ended_by_the_next_daemon(host: Host) -> None:
+    template, _ = await frozen(host, await host.started())
+    wanted = await warmed(host, template)
+    (ready,) = await host.engine.pool()
+    await host.restart()
+    assert [seen.id for seen in await host.engine.pool()] == [wanted.id]
+    await host.engine.warm(wanted)  # what is there already is left alone
+    assert [seen.pid for seen in await host.engine.pool()] == [ready.pid]
+    await host.engine.remove(wanted.id)
+    assert await host.engine.pool() == []
+    assert not lives(host, ready)
+
+
+async def test_only_a_fork_without_ports_is_made_ahead(host: Host) -> None:
+    with pytest.raises(Refused) as caught:
+        await host.engine.warm(host.machine())
+    assert caught.value.code == "unsupported"
+    running = await host.started()
+    template, _ = await frozen(host, running)
+    with pytest.raises(Refused) as caught:
+        await host.engine.warm(msgspec.structs.replace(fork_of(host, template), id=running.id))
+    assert caught.value.code == "in-use"

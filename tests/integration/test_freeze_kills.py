@@ -21,7 +21,7 @@ from corral.engine.qemu.fork import ram
 from corral.engine.qemu.fork.keeper import Keeper
 from corral.errors import CorralError
 from corral.runtime import Runtime, process
-from corral.runtime.points import FORK_POINTS, FREEZE_POINTS
+from corral.runtime.points import ENGINE_POINTS, FORK_POINTS, FREEZE_POINTS, TAKE_POINTS
 from tests.contract.test_engine import REAL, RealHost
 from tests.contract.test_engine_fork import fork_of, frozen, overlay
 
@@ -48,7 +48,9 @@ DAEMON = textwrap.dedent(
             await engine.freeze(id, template, overlays)
         else:
             machine = read(Machine)
-            await engine.create(machine)
+            if work == "take":
+                await engine.warm(machine)
+            await engine.create(machine, warm=work == "take")
             await engine.resume(machine.id)
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -247,3 +249,28 @@ async def test_an_end_in_the_middle_of_a_fork_leaves_template_and_siblings_alone
         await host.engine.remove(child.id)
     assert checksum(host.root, template.id) == template.digest
     assert (await host.engine.inspect(sibling.id)).state is State.RUNNING
+
+
+@pytest.mark.parametrize("point", ["", *ENGINE_POINTS, "engine.fork.loaded", *TAKE_POINTS])
+async def test_a_warm_machine_whose_daemon_dies_is_nobodys_or_the_vms(host: RealHost, point: str) -> None:
+    template, _ = await frozen(host, await host.started())
+    wanted = fork_of(host, template)
+    await host.engine.close()
+    await daemon_dies(host.root, "take", wanted, point)
+    await host.restart()
+    left = list(process.with_arguments(b"-uuid", wanted.id.encode()))
+    pool = await host.engine.pool()
+    assert len(left) == (0 if point == "engine.spawn.dir" else 1)
+    if point in ("", "engine.take.recorded"):
+        assert pool == []
+        seen = await host.engine.inspect(wanted.id)
+        assert (seen.pid, seen.state) == (left[0], State.CREATED if point else State.RUNNING)
+        assert (await host.engine.create(wanted, warm=True)).pid == left[0]
+        return
+    if left:
+        assert [seen.id for seen in pool] == [wanted.id]
+        assert (await host.engine.inspect(wanted.id)).state is State.ABSENT
+    made = await host.engine.create(wanted)
+    assert made.state is State.CREATED
+    assert made.pid not in left
+    assert list(process.with_arguments(b"-uuid", wanted.id.encode())) == [made.pid]

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from corral.engine.fake_templates import FakeTemplates
+from corral.engine.hardware import serves
 from corral.engine.overlays import check_overlays, switched
 from corral.engine.protocol import (
     Capabilities,
@@ -50,6 +51,8 @@ class FakeMachine:
 
     def __init__(self, machine: Machine, pid: int, started_at: float) -> None:
         self.machine, self.pid, self.started_at = machine, pid, started_at
+        self.warm = False
+        """Made ahead, and nobody's."""
         self.state = State.CREATED
         self.exit: Exit | None = None
         self.boots = 0
@@ -117,7 +120,8 @@ class FakeWorld:
         self.boot, self.powerdown, self.spawn, self.warm, self.pause = boot, powerdown, spawn, warm, pause
         self.machines: dict[str, FakeMachine] = {}
         self.templates = FakeTemplates(
-            root.parent / "templates", lambda: (one.machine for one in self.machines.values() if one.alive)
+            root.parent / "templates",
+            lambda: (one.machine for one in self.machines.values() if one.alive and not one.warm),
         )
         self.foreign_ports: set[tuple[str, int]] = set()
         """(protocol, port) that somebody else on the host listens on."""
@@ -233,8 +237,8 @@ class FakeWorld:
         """A daemon's engine comes or goes."""
         (self._engines.add if present else self._engines.discard)(engine)
 
-    def start(self, machine: Machine) -> FakeMachine:
-        """Make the process; Refused ``in-use`` when a port is taken."""
+    def check_ports(self, machine: Machine) -> None:
+        """Refused ``in-use`` when a port is taken."""
         for forward in (forward for card in machine.cards for forward in card.forwards):
             taken = {(f.protocol, f.host) for m in self.machines.values() if m.alive for f in m.forwards}
             if (forward.protocol, forward.host) in taken | self.foreign_ports:
@@ -243,6 +247,10 @@ class FakeWorld:
                     code="in-use",
                     field="ports",
                 )
+
+    def start(self, machine: Machine) -> FakeMachine:
+        """Make the process; Refused ``in-use`` when a port is taken."""
+        self.check_ports(machine)
         self.spawned += 1
         made = FakeMachine(machine, 1000 + self.spawned, self.rt.clock.now())
         self.machines[machine.id] = made
@@ -331,12 +339,16 @@ class FakeEngine:
         return self._capabilities
 
     async def inventory(self) -> list[Sighting]:
-        return list(await asyncio.gather(*(self.inspect(id) for id in sorted(self._world.machines))))
+        ids = sorted(id for id, machine in self._world.machines.items() if not machine.warm)
+        return list(await asyncio.gather(*(self.inspect(id) for id in ids)))
 
     async def inspect(self, id: str) -> Sighting:
         machine = self._world.machines.get(id)
-        if machine is None:
+        if machine is None or machine.warm:
             return Sighting(id=id, state=State.ABSENT)
+        return await self._look(id, machine)
+
+    async def _look(self, id: str, machine: FakeMachine) -> Sighting:
         state = machine.state
         if machine.alive and machine.hung:
             await self._rt.clock.sleep(STATUS_DEADLINE)
@@ -355,21 +367,54 @@ class FakeEngine:
             template=machine.machine.template,
         )
 
-    async def create(self, machine: Machine) -> Sighting:
+    async def create(self, machine: Machine, *, warm: bool = False) -> Sighting:
         check(machine)
         async with self._starting.setdefault(machine.id, asyncio.Lock()):
             known = self._world.machines.get(machine.id)
+            if known is not None and known.warm:
+                if not (warm and await self._take(known, machine)):
+                    self._world.machines.pop(machine.id)
+                known = self._world.machines.get(machine.id)
             if known is None or not known.alive:
-                self._world.templates.fit(machine)
-                await self._rt.faults.at("engine.spawn.dir")
-                await self._rt.clock.sleep(self._rt.random.uniform(*self._world.spawn))
-                self._world.start(machine)
-                await self._rt.faults.at("engine.spawn.process")
-                await self._rt.faults.at("engine.spawn.recorded")
-                if machine.template is not None:
-                    self._world.templates.load(machine.template)
-                    await self._rt.faults.at("engine.fork.loaded")
+                await self._start(machine)
         return await self.inspect(machine.id)
+
+    async def _start(self, machine: Machine, *, warm: bool = False) -> None:
+        self._world.templates.fit(machine)
+        await self._rt.faults.at("engine.spawn.dir")
+        await self._rt.clock.sleep(self._rt.random.uniform(*self._world.spawn))
+        self._world.start(machine).warm = warm
+        await self._rt.faults.at("engine.spawn.process")
+        await self._rt.faults.at("engine.spawn.recorded")
+        if machine.template is not None:
+            self._world.templates.load(machine.template)
+            await self._rt.faults.at("engine.fork.loaded")
+
+    async def _take(self, warm: FakeMachine, wanted: Machine) -> bool:
+        self._world.check_ports(wanted)
+        self._world.templates.fit(wanted)
+        if not serves(warm.machine, wanted) or not warm.alive or warm.hung:
+            return False
+        await self._rt.faults.at("engine.take.given")
+        warm.machine, warm.limits = wanted, {drive.name: drive.limits for drive in wanted.drives}
+        warm.warm = False
+        await self._rt.faults.at("engine.take.recorded")
+        return True
+
+    async def warm(self, machine: Machine) -> None:
+        check(machine)
+        if machine.template is None or any(card.forwards for card in machine.cards):
+            raise Refused("only a fork without ports can be made ahead", code="unsupported")
+        async with self._starting.setdefault(machine.id, asyncio.Lock()):
+            known = self._world.machines.get(machine.id)
+            if known is None:
+                await self._start(machine, warm=True)
+            elif not (known.alive and known.warm):
+                raise Refused(f"there is a machine {machine.id} already", code="in-use")
+
+    async def pool(self) -> list[Sighting]:
+        warm = [(id, machine) for id, machine in sorted(self._world.machines.items()) if machine.warm]
+        return [await self._look(id, machine) for id, machine in warm]
 
     async def resume(self, id: str) -> None:
         machine = await self._answering(id)
@@ -396,7 +441,7 @@ class FakeEngine:
 
     async def remove(self, id: str) -> None:
         machine = self._world.machines.get(id)
-        if machine is not None and machine.alive:
+        if machine is not None and machine.alive and not machine.warm:
             raise Refused(f"machine {id} still runs", code="in-use", hint="kill it first")
         self._world.machines.pop(id, None)
         self._starting.pop(id, None)
@@ -433,6 +478,8 @@ class FakeEngine:
 
     async def discard(self, template: str) -> None:
         self._world.templates.discard(template)
+        for id in [id for id, one in self._world.machines.items() if one.warm and one.machine.template == template]:
+            self._world.machines.pop(id)
 
     async def listens(self, id: str) -> bool:
         return not (await self._answering(id)).agentless
@@ -490,7 +537,7 @@ class FakeEngine:
 
     async def _answering(self, id: str) -> FakeMachine:
         machine = self._world.machines.get(id)
-        if machine is None or not machine.alive:
+        if machine is None or not machine.alive or machine.warm:
             raise Refused(f"machine {id} does not run", code="wrong-phase")
         if machine.hung:
             await self._rt.clock.sleep(COMMAND_DEADLINE)

@@ -32,6 +32,20 @@ def common(machine: Machine) -> Machine:
     )
 
 
+def serves(warm: Machine, wanted: Machine) -> bool:
+    """Whether a process that was made as ``warm`` and never ran can become ``wanted``: the same files, and nothing else
+    but what can be given to a process, or lies in the memory of its template anyhow.
+    """
+    return not any(card.forwards for card in warm.cards) and _ungiven(warm) == _ungiven(wanted)
+
+
+def _ungiven(machine: Machine) -> Machine:
+    kernel = None if machine.kernel is None else msgspec.structs.replace(machine.kernel, cmdline="")
+    drives = tuple(msgspec.structs.replace(drive, limits=Limits()) for drive in machine.drives)
+    cards = tuple(msgspec.structs.replace(card, hostname="", forwards=()) for card in machine.cards)
+    return msgspec.structs.replace(machine, name="", epoch=0, kernel=kernel, drives=drives, cards=cards)
+
+
 def _drive(drive: Drive) -> Drive:
     # A disk's format and limits are the host's business: a fork's is always qcow2, its template's may have been raw.
     return msgspec.structs.replace(drive, path=Path(f"/{drive.name}"), format="raw", layers=(), limits=Limits())

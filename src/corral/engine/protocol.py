@@ -303,15 +303,31 @@ class Engine(Protocol):
         """One machine. Never raises for a silent one: state is ``unresponsive``."""
         ...
 
-    async def create(self, machine: Machine) -> Sighting:
+    async def create(self, machine: Machine, *, warm: bool = False) -> Sighting:
         """Have a process with this hardware whose CPUs do not run yet. A machine that is there already is left alone.
 
         With ``machine.template`` its memory and devices are those of the template, and the links of its cards are down
         until :meth:`link`: the guest must be told who it is before its first packet.
 
+        Args:
+            warm: what was made by :meth:`warm` under this id becomes this machine, in one step, if it is well and
+                differs in nothing but what it can be given (name, epoch, the kernel's command line, limits, host names
+                and ports). If not, and without ``warm``, it ends first.
+
         Raises :class:`~corral.errors.Refused` code ``in-use`` with ``field="ports"`` when a forwarded port is taken;
         with ``field="template"``: NotFound, ``stale`` with the reason, ``unsupported`` when its hardware is another.
         """
+        ...
+
+    async def warm(self, machine: Machine) -> None:
+        """Have a fork with its state loaded, that is nobody's yet: nothing but :meth:`pool` knows of it, and
+        :meth:`inspect` calls it absent, until :meth:`create` takes it. It ends with its template, by :meth:`kill` and
+        by :meth:`remove`. It has no forwards. Raises what :meth:`create` raises; ``in-use`` when the id is.
+        """
+        ...
+
+    async def pool(self) -> list[Sighting]:
+        """Those that are nobody's. One that can be taken is ``created``."""
         ...
 
     async def resume(self, id: str) -> None:
@@ -350,7 +366,8 @@ class Engine(Protocol):
         ...
 
     async def discard(self, template: str) -> None:
-        """Have nothing left of a template. Its disks live on where others hold links of them (hard links).
+        """Have nothing left of a template and of what is :meth:`warm`. Its disks live on where others hold links of
+        them (hard links).
 
         Raises Refused ``in-use`` while a process forked from it lives.
         """

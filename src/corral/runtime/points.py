@@ -43,9 +43,10 @@ FREEZE_POINTS = (
     "engine.freeze.recorded",
 )
 FORK_POINTS = ("engine.fork.loaded", "engine.fork.unplugged", "fork.disk", "fork.identified", "fork.linked")
+TAKE_POINTS = ("engine.take.given", "engine.take.recorded")
 ABANDON_POINTS = ("abandoned.found", "abandoned.recorded")
 MEMORY_POINTS = ("memory.ballooned",)
 ALL_POINTS = (
     *VM_POINTS, *FAILURE_POINTS, *PLACEMENT_POINTS, *API_POINTS, *ENGINE_POINTS, *FREEZE_POINTS, *FORK_POINTS,
-    *TEMPLATE_POINTS, *ABANDON_POINTS, *MEMORY_POINTS,
+    *TAKE_POINTS, *TEMPLATE_POINTS, *ABANDON_POINTS, *MEMORY_POINTS,
 )  # fmt: skip

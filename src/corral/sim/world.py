@@ -197,12 +197,12 @@ class SimEngine(FakeEngine):
         self._process.check()
         return await super().inspect(id)
 
-    async def create(self, machine: Machine) -> Sighting:
+    async def create(self, machine: Machine, *, warm: bool = False) -> Sighting:
         await self._before("create")
         known = self._world.machines.get(machine.id)
-        if known is None or not known.alive:
+        if known is None or not known.alive or known.warm:
             self._observer.creating(machine)
-        await super().create(machine)
+        await super().create(machine, warm=warm)
         await self._after("create")
         return await self.inspect(machine.id)
 

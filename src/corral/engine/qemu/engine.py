@@ -43,6 +43,7 @@ from corral.engine.qemu.probe import probe
 from corral.engine.qemu.qmp import Verb
 from corral.engine.qemu.record import Record, RunDir
 from corral.engine.qemu.stats import stats_of
+from corral.engine.qemu.take import take
 from corral.engine.qemu.throttle import setting
 from corral.errors import CorralError, NotFound, Refused, Unavailable
 from corral.runtime import Runtime, process
@@ -91,7 +92,8 @@ class QemuEngine:
         for id in await asyncio.to_thread(find_lost, self._root):
             await self._find(id, thorough=True)
         ids |= {id for id, machine in self._machines.items() if machine.alive}
-        return list(await asyncio.gather(*(self._inspect_any(id) for id in sorted(ids))))
+        seen = await asyncio.gather(*(self._inspect_any(id) for id in sorted(ids)))
+        return [one for one in seen if one.state is not State.ABSENT]  # warm ones are nobody's
 
     async def _inspect_any(self, id: str) -> Sighting:
         """Like inspect, for one of many: something is there, and if it cannot be identified that is the answer."""
@@ -102,29 +104,59 @@ class QemuEngine:
 
     async def inspect(self, id: str) -> Sighting:
         machine = await self._find(id)
-        return Sighting(id=id, state=State.ABSENT) if machine is None else await machine.sight()
+        if machine is None or machine.record.warm:
+            return Sighting(id=id, state=State.ABSENT)
+        return await machine.sight()
 
-    async def create(self, machine: Machine) -> Sighting:
+    async def create(self, machine: Machine, *, warm: bool = False) -> Sighting:
         check(machine)
         accelerator = (await self.probe()).accelerator
         async with self._alone(machine.id):
             known = await self._find(machine.id, thorough=True)
+            if known is not None and known.record.warm:
+                if warm and await self._taken(known, machine):
+                    return await known.sight()
+                await self._end(known)
+                known = None
             if known is not None and known.alive:
                 return await known.sight()
             if known is not None:
                 await known.close()
             return await self._start(machine, accelerator)
 
-    async def _start(self, machine: Machine, accelerator: str) -> Sighting:
+    async def _taken(self, known: QemuMachine, machine: Machine) -> bool:
+        """Whether a warm one has become this machine. Raises what stands against the machine itself."""
+        check_ports(machine)
+        if machine.template is not None:
+            await self._templates.fitting(machine)
+        return known.alive and await take(known, machine, self._rt)
+
+    async def warm(self, machine: Machine) -> None:
+        check(machine)
+        if machine.template is None or any(card.forwards for card in machine.cards):
+            raise Refused("only a fork without ports can be made ahead", code="unsupported")
+        accelerator = (await self.probe()).accelerator
+        async with self._alone(machine.id):
+            known = await self._find(machine.id, thorough=True)
+            if known is None:
+                await self._start(machine, accelerator, warm=True)
+            elif not (known.alive and known.record.warm):
+                raise Refused(f"there is a machine {machine.id} already", code="in-use")
+
+    async def pool(self) -> list[Sighting]:
+        found = [await self._find(path.parent.name) for path in self._root.glob("*/run")]
+        return [await one.sight() for one in found if one is not None and one.record.warm]
+
+    async def _start(self, machine: Machine, accelerator: str, *, warm: bool = False) -> Sighting:
         if machine.template is None:
             return await self._spawn(machine, accelerator, None)
         self._using.append(machine.template)
         try:
-            return await self._spawn(machine, accelerator, await self._templates.fitting(machine))
+            return await self._spawn(machine, accelerator, await self._templates.fitting(machine), warm=warm)
         finally:
             self._using.remove(machine.template)
 
-    async def _spawn(self, machine: Machine, accelerator: str, kept: Kept | None) -> Sighting:
+    async def _spawn(self, machine: Machine, accelerator: str, kept: Kept | None, *, warm: bool = False) -> Sighting:
         run = RunDir(self._root, machine.id)
         check_ports(machine)
         run.make()
@@ -132,8 +164,9 @@ class QemuEngine:
         privileges = Privileges.here()
         uid = choose_uid(machine.id, self._uids(but=machine.id)) if privileges.separate_users else None
         record = Record(
-            machine=machine, boot_id=boot_id(), accelerator=accelerator, uid=uid, fresh=machine.template is not None
-        )
+            machine=machine, boot_id=boot_id(), accelerator=accelerator, uid=uid, fresh=machine.template is not None,
+            warm=warm,
+        )  # fmt: skip
         run.write(record)
 
         def start() -> int:
@@ -218,11 +251,18 @@ class QemuEngine:
     async def remove(self, id: str) -> None:
         async with self._alone(id):
             machine = await self._find(id, thorough=True)
-            if machine is not None and machine.alive:
+            if machine is not None and machine.record.warm:
+                await self._end(machine)
+            elif machine is not None and machine.alive:
                 raise Refused(f"machine {id} still runs", code="in-use", hint="kill it first")
-            if machine is not None:
+            elif machine is not None:
                 await self._forget(machine)
             RunDir(self._root, id).remove()
+
+    async def _end(self, warm: QemuMachine) -> None:
+        """Have nothing left of a warm one."""
+        await warm.kill()
+        await self._forget(warm)
 
     async def _forget(self, machine: QemuMachine) -> None:
         await machine.close()
@@ -292,7 +332,16 @@ class QemuEngine:
                 raise Refused(
                     f"template {template} is used by {users} running machines", code="in-use", hint="stop them first"
                 )
+            for warm in await self.pool():
+                if warm.template == template:
+                    await self._end_if_warm(warm.id)
             await asyncio.to_thread(self._ground.shelf.remove, template)
+
+    async def _end_if_warm(self, id: str) -> None:
+        async with self._alone(id):
+            machine = await self._find(id)
+            if machine is not None and machine.record.warm:
+                await self._end(machine)
 
     async def listens(self, id: str) -> bool:
         rows = await (await self._known(id)).command(Verb.CHANNELS)
@@ -362,7 +411,7 @@ class QemuEngine:
 
     async def _known(self, id: str) -> QemuMachine:
         machine = await self._find(id)
-        if machine is None or not machine.alive:
+        if machine is None or not machine.alive or machine.record.warm:
             raise Refused(f"machine {id} does not run", code="wrong-phase")
         return machine
 

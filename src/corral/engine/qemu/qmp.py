@@ -51,6 +51,8 @@ class Verb(StrEnum):
     ADD_NODE = "blockdev-add"
     REMOVE_NODE = "blockdev-del"
     TRANSACTION = "transaction"
+    MONITOR = "human-monitor-command"
+    """For ``hostfwd_add`` alone, which QMP has no word for (:mod:`corral.engine.qemu.take`)."""
 
 
 EVENTS = ("STOP", "RESUME", "RESET", "SHUTDOWN", "GUEST_PANICKED", "BLOCK_IO_ERROR")

@@ -55,6 +55,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Its end was asked for (kill)."""
     fresh: bool = False
     """A fork whose CPUs have not run yet; QEMU calls it paused."""
+    warm: bool = False
+    """Made ahead, and nobody's: it becomes a VM's when this is written anew, and ends if nobody takes it."""
     freezing: Freezing | None = None
     """A template is being made of it. If nobody is at it any more, it may stand still in the middle of that."""
     tops: dict[str, str] = {}
