@@ -118,15 +118,18 @@ def _board(machine: Machine, around: Surroundings, arch: Arch) -> list[str]:
 def _memory(machine: Machine, warm: Warm | None) -> list[str]:
     """Guest memory, private and never merged with another guest's: anonymous, or copy-on-write over a template's.
 
-    A saved state has no section that names its machine type, hence the setting: the template's record names all.
+    A saved state has no section that names its machine type, hence the setting: the template's record names all. Nor is
+    a fork the same machine in another place, so it announces nothing: its guest would be asked to, from a work item that
+    in Linux 6.12 waits for the lock under which the agent takes the card down to give it its own address, for ever.
     """
     argv = ["-m", f"size={machine.memory >> 10}k"]
     memory: dict[str, object] = {"id": "mem", "size": machine.memory, "share": False, "merge": False}
     if warm is None:
         return argv + _json("-object", {"qom-type": "memory-backend-ram", **memory})
     file = {"qom-type": "memory-backend-file", "mem-path": f"/proc/self/fd/{warm.memory}"}
-    incoming = ["-global", "migration.send-configuration=off", "-incoming", f"fd:{warm.state}"]
-    return argv + _json("-object", {**file, **memory}) + incoming
+    settings = ("send-configuration=off", "announce-rounds=0")
+    incoming = [word for setting in settings for word in ("-global", f"migration.{setting}")]
+    return argv + _json("-object", {**file, **memory}) + [*incoming, "-incoming", f"fd:{warm.state}"]
 
 
 def _end_of_life() -> list[str]:
