@@ -34,6 +34,8 @@ class Host:
     moves: int = 0
     others: list[float] = field(default_factory=lambda: [0.0, 0.0])
     """Part of each core that other programs take."""
+    guardian: bool = True
+    guarded: dict[str, float] = field(default_factory=dict)
 
     def run(self, seconds: float) -> None:
         """Let the time pass."""
@@ -81,6 +83,13 @@ class Host:
 
     def cap(self, id: str, cores: float | None) -> None:
         self.guests[id].cap = cores
+
+    def guard(self, weights: dict[str, float]) -> bool:
+        self.guarded = weights
+        return self.guardian
+
+    def relieve(self) -> None:
+        self.guarded = {}
 
 
 def vm(id: str, **more: object) -> VmPlan:

@@ -36,6 +36,7 @@ def main() -> None:
         _serve(governor, hands)
     finally:
         governor.release()
+        hands.close()
 
 
 def _priority() -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from corral.errors import CorralError
+from corral.governor.guardian import Guardian
 from corral.governor.meter import ProcessClock, ThreadClock, Times, idle_s
 from corral.governor.protocol import Plan, VmPlan
 from corral.host.cgroup import Groups, Meter
@@ -27,6 +28,7 @@ class RealHands:
         self._cpus, self._groups = cpus, groups
         self._vms: dict[str, _Vm] = {}
         self._clock = SystemClock()
+        self._guardian = Guardian()
 
     def follow(self, plan: Plan) -> Plan:
         """Open what is to be read of these VMs; returns the plan without those whose process is gone."""
@@ -91,6 +93,25 @@ class RealHands:
             with self._while_it_lives(id):
                 self._groups.cap(id, cores)
             vm.cap = cores
+
+    def guard(self, weights: dict[str, float]) -> bool:
+        if self._groups is None:
+            return False
+        files, threads = {}, []
+        for id, cores in weights.items():
+            where = self._groups.weighing(id, cores)
+            if where is None:
+                return False
+            files[str(where[0])] = where[1]
+            plan = self._vms[id].plan
+            threads += [plan.pid, *plan.threads]
+        return self._guardian.tell(files, threads, self._cpus)
+
+    def relieve(self) -> None:
+        self._guardian.relieve()
+
+    def close(self) -> None:
+        self._guardian.close()
 
     @contextmanager
     def _while_it_lives(self, id: str) -> Iterator[None]:

@@ -14,11 +14,13 @@ import numpy as np
 
 from corral.governor import burst
 from corral.governor.entitle import Demand, Grant, entitlements
+from corral.governor.guardian import TELL_S
 from corral.governor.meter import Times
 from corral.governor.protocol import Plan, Report, VmPlan, VmReport
 from corral.scheduler.ramp import CPU_STEPS, ramp
 from corral.scheduler.shares.few import MOST, Few, steer_few
 from corral.scheduler.shares.steer import Threads, distances, drift, pack, settle, steer
+from corral.scheduler.shares.turns import Turn, turns
 
 TICK_S = 0.02
 QUIET_TICK_S = 0.1
@@ -62,6 +64,11 @@ LEAST_CAPACITY = 0.05
 SHORT = 0.02
 STILL_SHORT = 0.005
 """Cores that VMs want beyond what the host has for them until threads are bound to cores, and until they are let go."""
+MOST_IN_TURN = 2.5
+"""Threads for each core that take turns: with more each would wait for long, and an alternating packing is not far
+off."""
+WAITING_WEIGHT = 1e-3
+"""Cores: the weight of one that waits for its turn."""
 SMOOTH_S = 0.5
 """Time constant of what a core has for VMs (the rest is other programs')."""
 
@@ -91,6 +98,12 @@ class Hands(Protocol):
 
     def weight(self, id: str, cores: float) -> None: ...
     def cap(self, id: str, cores: float | None) -> None: ...
+    def guard(self, weights: dict[str, float]) -> bool:
+        """Should this process die or fall silent, these VMs get these weights, and their threads run anywhere. False:
+        nobody would do it. Holds for :data:`~corral.governor.guardian.SILENT_S`, or until :meth:`relieve`."""
+        ...
+
+    def relieve(self) -> None: ...
 
 
 class Watched:
@@ -100,6 +113,8 @@ class Watched:
         self.plan = plan
         self.used, self.times, self.throttled = used, times, throttled
         self.core = [-1] * len(times)
+        self.waits = False
+        """Others own the cores right now: it weighs next to nothing."""
         self.hungry = [False] * len(times)
         self.demand = 0.0
         self.credit = 0.0
@@ -132,7 +147,8 @@ class Governor:
         self._steering = False
         self._idle = self._cost = self._reported_cost = 0.0
         self._reported_idle = hands.idle_s()
-        self._exact = False
+        self._exact = self._taking_turns = False
+        self._guarded_at: float | None = None
         self._capacity = float(self._cores)
         self._looked = hands.idle_s()
         self._packed: tuple[object, list[int], float] | None = None
@@ -154,7 +170,8 @@ class Governor:
 
     def release(self) -> None:
         """Let every thread run anywhere; weights stay, they are fair by themselves."""
-        self._steering = False
+        self._steering = self._taking_turns = False
+        self._nobody_waits()
         for vm in self._vms.values():
             self._unpin(vm)
 
@@ -270,7 +287,9 @@ class Governor:
     def _weight(self, vm: Watched) -> float:
         """What it can count on, and what it is owed."""
         granted = vm.grant.granted
-        if not (self._steering and any(vm.hungry)):
+        if vm.waits:
+            return WAITING_WEIGHT
+        if self._taking_turns or not (self._steering and any(vm.hungry)):
             return granted
         repaid = vm.credit / REPAY_S
         return granted + min(MOST_REPAID * granted, max(-MOST_REPAID * granted, repaid))
@@ -303,12 +322,52 @@ class Governor:
             threads = threads._replace(core=self._settled(threads))
         best, uneven = self._pack(threads)
         self._exact = uneven < EXACT
+        self._taking_turns = not self._exact and self._can_take_turns(who) and self._guarded()
+        if self._taking_turns:
+            return self._turn(who, threads)
+        self._nobody_waits()
         tick = QUIET_TICK_S if self._exact else min(QUIET_TICK_S, max(TICK_S, TOLERATED / uneven))
         for (vm, n), old, new in zip(who, before, self._chosen(threads, best, tick), strict=True):
             if old != new:
                 vm.core[n] = new
                 self._hands.pin(vm.plan.id, n, new)
         return tick
+
+    def _can_take_turns(self, who: list[tuple[Watched, int]]) -> bool:
+        """A weight is a VM's, so each may have one thread here; nobody should wait for many others; and one that its
+        cap holds up would let its turn pass."""
+        alone = all(len(vm.times) == 1 and vm.grant.entitled < vm.cap - SHORT for vm, _ in who)
+        return alone and self._cores < len(who) <= min(MOST, self._cores * MOST_IN_TURN)
+
+    def _guarded(self) -> bool:
+        """Nobody is left waiting by a governor that dies: another process would give all their weights."""
+        now = self._hands.now()
+        if self._guarded_at is None or now - self._guarded_at >= TELL_S:
+            self._guarded_at = now
+            return self._hands.guard({vm.plan.id: vm.grant.granted for vm in self._vms.values()})
+        return True
+
+    def _turn(self, who: list[tuple[Watched, int]], threads: Few) -> float:
+        """Give the cores to those who are owed most."""
+        owns = [not vm.waits for vm, _ in who]
+        turn = turns(threads.entitled, threads.deficit, Turn(threads.core, owns), self._cores, TICK_S)
+        for (vm, n), before, core, own in zip(who, threads.core, turn.core, turn.owns, strict=True):
+            vm.waits = not own
+            if core != before or vm.core[n] != core:
+                vm.core[n] = core
+                self._hands.pin(vm.plan.id, n, core)
+            self._hands.weight(vm.plan.id, self._weight(vm))
+        return TICK_S
+
+    def _nobody_waits(self) -> None:
+        if self._guarded_at is None:
+            return
+        for vm in self._vms.values():
+            if vm.waits:
+                vm.waits = False
+                self._hands.weight(vm.plan.id, self._weight(vm))
+        self._guarded_at = None
+        self._hands.relieve()
 
     def _settled(self, threads: Few) -> list[int]:
         entitled, _, core, siblings = map(np.array, threads)

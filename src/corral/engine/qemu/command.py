@@ -118,9 +118,9 @@ def _board(machine: Machine, around: Surroundings, arch: Arch) -> list[str]:
 def _memory(machine: Machine, warm: Warm | None) -> list[str]:
     """Guest memory, private and never merged with another guest's: anonymous, or copy-on-write over a template's.
 
-    A saved state has no section that names its machine type, hence the setting: the template's record names all. Nor is
-    a fork the same machine in another place, so it announces nothing: its guest would be asked to, from a work item that
-    in Linux 6.12 waits for the lock under which the agent takes the card down to give it its own address, for ever.
+    A saved state has no section that names its machine type, hence the setting: the template's record names all. And
+    a fork is not the same machine in another place, so it announces nothing. Its guest would be asked to, by a work
+    item that in Linux 6.12 waits for ever for the lock under which the agent takes the card down to change its address.
     """
     argv = ["-m", f"size={machine.memory >> 10}k"]
     memory: dict[str, object] = {"id": "mem", "size": machine.memory, "share": False, "merge": False}

@@ -25,6 +25,9 @@ class NoGroups:
     def weight(self, id: str, cores: float) -> None:
         pass
 
+    def weighing(self, id: str, cores: float) -> None:
+        return None
+
     def cap(self, id: str, cores: float | None) -> None:
         pass
 

@@ -37,6 +37,10 @@ class Groups(Protocol):
         """Weight against the other VMs. Only ratios count; as a scale, one core's worth is 1.0."""
         ...
 
+    def weighing(self, id: str, cores: float) -> tuple[Path, str] | None:
+        """What :meth:`weight` writes, and where: for somebody else to write. None: weights cannot be set."""
+        ...
+
     def cap(self, id: str, cores: float | None) -> None:
         """At most so many cores' time in each period of :data:`PERIOD_S`; None lifts it."""
         ...

@@ -41,8 +41,11 @@ class GroupsV1:
         groups = dict.fromkeys(files.make(parent / id).resolve() for parent in self._parents.values())
         return tuple(group / "cgroup.procs" for group in groups)
 
+    def weighing(self, id: str, cores: float) -> tuple[Path, str]:
+        return self._cpu / id / "cpu.shares", str(max(2, round(cores * SHARES)))
+
     def weight(self, id: str, cores: float) -> None:
-        files.write(self._cpu / id / "cpu.shares", str(max(2, round(cores * SHARES))))
+        files.write(*self.weighing(id, cores))
 
     def cap(self, id: str, cores: float | None) -> None:
         files.write(self._cpu / id / "cpu.cfs_period_us", str(round(PERIOD_S * 1e6)))

@@ -42,8 +42,11 @@ class GroupsV2:
         files.write(self._parent / "cpu.weight", str(min(10_000, PARENT * self._cpus)))
         return (files.make(self._parent / id) / "cgroup.procs",)
 
+    def weighing(self, id: str, cores: float) -> tuple[Path, str]:
+        return self._parent / id / "cpu.weight", str(min(10_000, max(1, round(cores * WEIGHT))))
+
     def weight(self, id: str, cores: float) -> None:
-        files.write(self._parent / id / "cpu.weight", str(min(10_000, max(1, round(cores * WEIGHT)))))
+        files.write(*self.weighing(id, cores))
 
     def cap(self, id: str, cores: float | None) -> None:
         period = round(PERIOD_S * 1e6)
