@@ -87,7 +87,7 @@ class Resident:
     """Implements :class:`corral.guest.protocol.Guest`. Made by :func:`open_resident`."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rt: Runtime) -> None:
-        self._reader, self._writer = reader, writer
+        self._reader, self._writer, self._rt = reader, writer, rt
         self._nonce = rt.random.token(NONCE_SIZE)
         self._decoder = Decoder()
         self._last = 0  # channel numbers are never used twice
@@ -120,7 +120,10 @@ class Resident:
             raise self._lost
 
     def _hello(self, *, padded: bool = False) -> None:
-        pad = bytes(HEADER.size + MAX_PAYLOAD) if padded else b""
+        pad = b""
+        if padded:
+            # An agent that only now answers what was said before gives up at this: its answer is no longer ours.
+            pad, self._nonce = bytes(HEADER.size + MAX_PAYLOAD), self._rt.random.token(NONCE_SIZE)
         self._writer.write(pad + MARK + encode(Type.HELLO, 0, self._nonce + struct.pack("<H", PROTOCOL)))
 
     # What arrives.
