@@ -59,17 +59,6 @@ def test_a_grant_grows_by_one_kth_and_is_cut_at_once(start: Fraction, target: Fr
         assert seen[0] == target
 
 
-@given(amounts, amounts, st.integers(1, 12))
-def test_a_paced_cut_takes_steps_too_and_never_passes_its_target(start: Fraction, target: Fraction, steps: int) -> None:
-    grant = start
-    for _ in range(steps):
-        after = ramp(grant, target, Fraction(8), steps, paced=True)
-        assert abs(after - grant) <= Fraction(8, steps)
-        assert min(start, target) <= after <= max(start, target)
-        grant = after
-    assert grant == target
-
-
 @given(st.integers(1, 20), st.lists(st.booleans(), max_size=40))
 def test_suspicion_grows_by_one_lth_and_a_heartbeat_ends_it(limit: int, beats: list[bool]) -> None:
     """F(t) = F(t-1) + 1/L."""
