@@ -14,6 +14,7 @@ Library exceptions are wrapped where they enter (one file per library), so that 
 
 from __future__ import annotations
 
+import errno
 from typing import Any, NamedTuple
 
 
@@ -143,6 +144,25 @@ class WatchLost(Unavailable):
     """A watch can no longer promise that nothing was missed: list again and watch from there."""
 
     default_code = "compacted"
+
+
+_SYSTEM_HINTS = {
+    errno.ENOSPC: "the disk is full: delete images, templates or VMs that nobody needs",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.ENOMEM: "this host has no memory left for it",
+    errno.EROFS: "the file system is mounted read-only; dmesg says why",
+    errno.EACCES: "the daemon's user may not; corral doctor says what it may",
+    errno.EPERM: "the daemon's user may not; corral doctor says what it may",
+    errno.EMFILE: "the daemon has too many files open",
+    errno.EXDEV: "all of the state directory must be on one file system",
+}
+
+
+def from_system(what: str, error: OSError, *, code: str | None = None) -> CorralError:
+    """``what`` failed because the system refused something: why, in its own words, and what would help."""
+    words = error.strerror or str(error)
+    where = f" ({error.filename})" if error.filename else ""
+    return CorralError(f"{what}: {words}{where}", code=code, hint=_SYSTEM_HINTS.get(error.errno or 0, ""))
 
 
 def from_problem(body: dict[str, Any]) -> CorralError:

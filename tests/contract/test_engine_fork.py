@@ -67,7 +67,8 @@ def fork_of(host: Host, of: Template, **more: object) -> Machine:
 async def test_a_fork_starts_where_its_template_stood_and_the_parent_goes_on(host: Host) -> None:
     parent = await host.started(cards=(CARD,))
     before = await host.engine.inspect(parent.id)
-    template, _ = await frozen(host, parent)
+    template, now = await frozen(host, parent)
+    assert await host.engine.drives(parent.id) == now.drives
     after = await host.engine.inspect(parent.id)
     assert (after.state, after.pid, after.template) == (State.RUNNING, before.pid, None)
     assert template.pause_s is not None

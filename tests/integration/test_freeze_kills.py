@@ -17,8 +17,9 @@ import pytest
 
 from corral.engine.protocol import Drive, Machine, State
 from corral.engine.qemu.engine import QemuEngine
-from corral.engine.qemu.fork import ram
+from corral.engine.qemu.fork import freeze, ram
 from corral.engine.qemu.fork.keeper import Keeper
+from corral.engine.qemu.machine import QemuMachine
 from corral.errors import CorralError
 from corral.runtime import Runtime, process
 from corral.runtime.points import ENGINE_POINTS, FORK_POINTS, FREEZE_POINTS, TAKE_POINTS
@@ -199,6 +200,37 @@ async def test_a_machine_that_dies_while_it_is_frozen(host: RealHost, at: At, po
     now = msgspec.structs.replace(machine, drives=tuple(overlays.values()))
     await host.becomes(machine.id, State.EXITED)
     assert (await host.engine.create(now)).state is State.CREATED, "its disks cannot be used any more"
+
+
+@pytest.mark.parametrize("point", ["engine.freeze.prepared", "engine.freeze.copied", "engine.freeze.switched"])
+@pytest.mark.parametrize("again", [False, True], ids=["another-freeze", "the-same-freeze"])
+async def test_a_machine_that_is_silent_in_the_middle_of_its_freeze_runs_and_is_frozen_again(
+    host: RealHost, at: At, point: str, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(QemuMachine.command.__kwdefaults__, "timeout", 1.5)
+    monkeypatch.setattr(freeze, "_SLOW_S", 1.5)
+    machine = await host.started()
+    pid = (await host.engine.inspect(machine.id)).pid
+    assert pid is not None
+    at.point, at.act = point, lambda: os.kill(pid, signal.SIGSTOP)
+    id, overlays = host.rt.random.id(), overlays_of(host, machine, "new")
+    with pytest.raises(CorralError):
+        await host.engine.freeze(machine.id, id, overlays)
+    at.point = ""
+    os.kill(pid, signal.SIGCONT)
+    await host.becomes(machine.id, State.RUNNING)
+    assert (await host.engine.inspect(machine.id)).pid == pid
+    now = msgspec.structs.replace(machine, drives=await host.engine.drives(machine.id))
+    switched = now.drives == tuple(overlays.values())  # QEMU does what it was told while it stood still
+    assert switched or (point != "engine.freeze.switched" and now.drives == machine.drives)
+    if switched:
+        overlays = overlays_of(host, now, "next")
+    template = await host.engine.freeze(machine.id, id if again else host.rt.random.id(), overlays)
+    layers = len(template.machine.drives[0].chain)
+    assert layers == len(machine.drives[0].chain) + (switched and not again), "not what lay under its overlay"
+    assert (await host.engine.create(fork_of(host, template))).state is State.CREATED
+    if switched and not again:
+        await host.engine.discard(id)
 
 
 @pytest.mark.parametrize("point", FREEZE)

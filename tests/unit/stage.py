@@ -135,12 +135,9 @@ class FakeDisks:
         await self._ensure(vm_id, "root.qcow2")
         return self.stack.fork(vm_id, bases)
 
-    async def next_layer(self, vm_id: str) -> tuple[Path, ...]:
+    async def next_layer(self, vm_id: str, over: Path) -> tuple[Path, ...]:
         await self._ensure(vm_id, "layer")
-        return self.stack.next(vm_id)
-
-    def settle(self, vm_id: str) -> None:
-        self.stack.settle(vm_id)
+        return self.stack.next(vm_id, over)
 
     def layers(self, vm_id: str) -> tuple[Path, ...]:
         return self.stack.of(vm_id)

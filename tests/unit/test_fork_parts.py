@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import platform
@@ -17,11 +18,13 @@ from pathlib import Path
 import pytest
 
 from corral.engine.qemu import launch
-from corral.engine.qemu.fork import ram
+from corral.engine.qemu.engine import QemuEngine
+from corral.engine.qemu.fork import freeze, ram
 from corral.engine.qemu.fork.keeper import Keeper
 from corral.engine.qemu.fork.pages import PAGE, Memory, Run, Unreadable, total
 from corral.engine.qemu.fork.watch import Unwatchable
-from corral.runtime import process
+from corral.errors import CorralError
+from corral.runtime import Runtime, process
 
 SIZE = 1 << 24
 MAPPED = textwrap.dedent(
@@ -198,6 +201,42 @@ def test_the_holder_keeps_what_it_is_given_and_ends_with_the_last(tmp_path: Path
     keeper.put("c", fd)  # and another one is started
     os.close(fd)
     keeper.drop("c")
+
+
+def test_the_state_of_devices_is_taken_only_from_a_file_of_reasonable_size(tmp_path: Path) -> None:
+    source, target = tmp_path / "frozen.state", tmp_path / "state"
+    source.write_bytes(b"devices")
+    freeze._take(source, target)
+    assert (target.read_bytes(), target.stat().st_mode & 0o777) == (b"devices", 0o600)
+    os.truncate(source, freeze.MAX_STATE + 1)  # by a QEMU that its guest has taken over
+    with pytest.raises(CorralError, match="more than 16 MiB"):
+        freeze._take(source, target)
+    source.unlink()
+    os.mkfifo(source)
+    with pytest.raises(CorralError, match="is not the file"):
+        freeze._take(source, target)
+    source.unlink()
+    source.symlink_to("/etc/shadow")
+    with pytest.raises(OSError, match="symbolic links"):
+        freeze._take(source, target)
+    assert target.read_bytes() == b"devices"
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "may not"), (errno.ENOMEM, "no memory")]
+)
+async def test_what_the_system_refuses_while_freezing_is_told_with_a_hint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, hint: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number), str(tmp_path / "templates"))
+
+    engine = QemuEngine(tmp_path / "vms", tmp_path, Runtime())
+    monkeypatch.setattr(engine._ground.shelf, "sweep", refuse)
+    with pytest.raises(CorralError, match=os.strerror(number)) as caught:
+        await engine.freeze("a", "b", {})
+    assert hint in caught.value.hint
+    await engine.close()
 
 
 @pytest.mark.skipif(platform.machine() not in launch.FALLOCATE, reason="no filter for this architecture")

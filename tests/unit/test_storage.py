@@ -109,6 +109,18 @@ async def test_what_was_prepared_for_a_fork_is_not_booted_from(tmp_path: Path, b
     )
 
 
+async def test_a_layer_that_was_not_used_is_given_again(tmp_path: Path, base: Base) -> None:
+    disks = volumes(tmp_path)
+    root = await disks.ensure_root("vm-1", base, None)
+    first = await disks.next_layer("vm-1", root)
+    assert [layer.name for layer in first] == ["root-2.qcow2", "root.qcow2"]
+    assert await disks.next_layer("vm-1", root) == first
+    second = await disks.next_layer("vm-1", first[0])
+    assert [layer.name for layer in second] == ["root-3.qcow2", "root-2.qcow2", "root.qcow2"]
+    with pytest.raises(CorralError, match="writes to root"):
+        await disks.next_layer("vm-1", root)
+
+
 async def test_what_a_killed_process_left_is_cleared_and_never_taken_for_a_disk(tmp_path: Path, base: Base) -> None:
     disks = volumes(tmp_path)
     left = disks.path("vm-1") / ".new-root.qcow2-deadbeef"

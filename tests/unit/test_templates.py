@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import pytest
 
 from corral.agent.settings import Settings
+from corral.engine.protocol import Drive
+from corral.engine.protocol import Template as Frozen
 from corral.errors import CorralError, NotFound
 from corral.guest.fake import FakeGuest
 from corral.guest.protocol import Identity
@@ -314,10 +317,11 @@ def refuse_identities(stage: Stage, times: int) -> None:
     FakeGuest.identify = identify  # type: ignore[method-assign]
 
 
-async def fork(stage: Stage, parent: str, *names: str) -> None:
+async def fork(stage: Stage, parent: str, *names: str, name: str = "frozen") -> None:
     """Forks of a running VM, as the API writes them."""
     vm = await stage.vm(parent)
-    meta = Meta(id=vm_id(f"frozen {parent}"), name=f"frozen-{parent}", created=stage.rt.clock.now())
+    now = stage.rt.clock.now()
+    meta = Meta(id=vm_id(f"{name} {parent} {now}"), name=f"{name}-{parent}", created=now)
     spec = TemplateSpec(image="img", image_id="image-img", auto=True, source=vm.meta.id)
     await stage.objects.create(Template(meta=meta, spec=spec))
     for name in names:
@@ -345,6 +349,50 @@ def test_forks_of_a_running_vm_share_its_state_and_their_template_goes() -> None
         await gone(stage, "frozen-parent")
         await gone(stage, "frozen-one")
         assert await stage.engine.templates() == []
+
+    on_stage(test)
+
+
+def test_a_vm_whose_freeze_nobody_waited_for_can_be_forked_again() -> None:
+    async def test(stage: Stage) -> None:
+        await stage.launch("parent")
+        await stage.phase("running", "parent")
+        freeze = stage.engine.freeze
+
+        async def cut(id: str, template: str, overlays: Mapping[str, Drive]) -> Frozen:
+            made = await freeze(id, template, overlays)
+            await retire(stage, "frozen-parent")
+            await asyncio.sleep(3600)
+            return made
+
+        stage.engine.freeze = cut  # type: ignore[method-assign]
+        await fork(stage, "parent")
+        await gone(stage, "frozen-parent")
+        stage.engine.freeze = freeze  # type: ignore[method-assign]
+        assert stage.world.machines[vm_id("parent")].machine.drives[0].path.name == "root-2.qcow2"
+        await fork(stage, "parent", "child")
+        assert start_of(await stage.phase("running", "child")).source == "parent"
+        layers = [layer.name for layer in stage.disks.layers(vm_id("parent"))]
+        assert layers == ["root-3.qcow2", "root-2.qcow2", "root.qcow2"]
+
+    on_stage(test)
+
+
+def test_a_vm_that_is_forked_twice_at_once_is_frozen_twice() -> None:
+    async def test(stage: Stage) -> None:
+        await stage.launch("parent")
+        await stage.phase("running", "parent")
+        freeze = stage.engine.freeze
+
+        async def slow(id: str, template: str, overlays: Mapping[str, Drive]) -> Frozen:
+            await asyncio.sleep(2)
+            return await freeze(id, template, overlays)
+
+        stage.engine.freeze = slow  # type: ignore[method-assign]
+        await fork(stage, "parent", "one")
+        await fork(stage, "parent", "two", name="again")
+        for name in ("one", "two"):
+            assert start_of(await stage.phase("running", name)).source == "parent"
 
     on_stage(test)
 

@@ -85,12 +85,8 @@ class Disks(Protocol):
         """A fresh disk over links of a template's layers (the uppermost first); what the VM had before goes."""
         ...
 
-    async def next_layer(self, vm_id: str) -> tuple[Path, ...]:
-        """The VM's layers with a fresh one on top, until :meth:`settle` always the same one."""
-        ...
-
-    def settle(self, vm_id: str) -> None:
-        """The uppermost layer is in use."""
+    async def next_layer(self, vm_id: str, over: Path) -> tuple[Path, ...]:
+        """The VM's layers with a fresh one on top of the one that is written to now."""
         ...
 
     def layers(self, vm_id: str) -> tuple[Path, ...]:

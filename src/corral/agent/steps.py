@@ -119,7 +119,6 @@ class Steps:
             if first_start(vm) and start_of(vm).how == "fork":
                 await disks.remove(id)  # it was to be a fork, and never got as far as being somebody
             await disks.ensure_root(id, files, vm.spec.disk.size, new=first_start(vm))
-            disks.settle(id)
         else:
             drives = self._stock.usable(choice.template.meta.id).machine.drives
             chain = next(drive.chain for drive in drives if drive.name == "root")

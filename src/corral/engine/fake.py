@@ -452,6 +452,9 @@ class FakeEngine:
             raise NotFound(f"machine {id} has no card {card}")
         machine.links[card] = up
 
+    async def drives(self, id: str) -> tuple[Drive, ...]:
+        return (await self._answering(id)).machine.drives
+
     async def hardware(self, machine: Machine) -> str:
         return self._world.templates.hardware(machine)
 

@@ -338,6 +338,10 @@ class Engine(Protocol):
         """Plug the network cable of a card in or out. Only a fork starts with it out."""
         ...
 
+    async def drives(self, id: str) -> tuple[Drive, ...]:
+        """What the drives of a machine that runs are now: those it was started with, or the overlays since then."""
+        ...
+
     async def hardware(self, machine: Machine) -> str:
         """A digest of all that a fork must have in common with its template: the virtual hardware (not names, paths,
         addresses and ports), the hypervisor's build, the accelerator, this host's kernel and CPU flags. Equal digests

@@ -101,11 +101,8 @@ class PretendDisks:
     async def ensure_fork(self, vm_id: str, bases: Sequence[Path], size: int | None) -> Path:
         return self._layers.fork(vm_id, bases)
 
-    async def next_layer(self, vm_id: str) -> tuple[Path, ...]:
-        return self._layers.next(vm_id)
-
-    def settle(self, vm_id: str) -> None:
-        self._layers.settle(vm_id)
+    async def next_layer(self, vm_id: str, over: Path) -> tuple[Path, ...]:
+        return self._layers.next(vm_id, over)
 
     def layers(self, vm_id: str) -> tuple[Path, ...]:
         return self._layers.of(vm_id)

@@ -139,12 +139,9 @@ class AgentDisks:
         await self._ensure(vm_id, "root")
         return self._disks.stack.fork(vm_id, bases)
 
-    async def next_layer(self, vm_id: str) -> tuple[Path, ...]:
+    async def next_layer(self, vm_id: str, over: Path) -> tuple[Path, ...]:
         await self._reach("making a layer")
-        return self._disks.stack.next(vm_id)
-
-    def settle(self, vm_id: str) -> None:
-        self._disks.stack.settle(vm_id)
+        return self._disks.stack.next(vm_id, over)
 
     def layers(self, vm_id: str) -> tuple[Path, ...]:
         return self._disks.stack.of(vm_id)

@@ -12,7 +12,6 @@ class FakeLayers:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._layers: dict[str, tuple[Path, ...]] = {}
-        self._next: dict[str, Path] = {}
 
     def root(self, vm_id: str) -> Path:
         """The layer that is written to; made when there is none."""
@@ -24,21 +23,16 @@ class FakeLayers:
         self._layers[vm_id] = (self._root / vm_id / "root.qcow2", *links)
         return self._layers[vm_id][0]
 
-    def next(self, vm_id: str) -> tuple[Path, ...]:
-        """The layers with a fresh one on top, always the same until :meth:`settle`."""
+    def next(self, vm_id: str, over: Path) -> tuple[Path, ...]:
+        """The layers with a fresh one over ``over``, which is written to now."""
         layers = self.of(vm_id)
-        number = sum(layer.name.startswith("root") for layer in layers) + 1
-        top = self._next.setdefault(vm_id, self._root / vm_id / f"root-{number}.qcow2")
-        return top, *layers
-
-    def settle(self, vm_id: str) -> None:
-        """The fresh layer is written to from now on."""
-        if vm_id in self._next:
-            self._layers[vm_id] = (self._next.pop(vm_id), *self.of(vm_id))
+        if layers[0].name == over.name:
+            number = sum(layer.name.startswith("root") for layer in layers) + 1
+            layers = self._layers[vm_id] = (self._root / vm_id / f"root-{number}.qcow2", *layers)
+        return layers
 
     def of(self, vm_id: str) -> tuple[Path, ...]:
         return self._layers.get(vm_id, ())
 
     def forget(self, vm_id: str) -> None:
         self._layers.pop(vm_id, None)
-        self._next.pop(vm_id, None)

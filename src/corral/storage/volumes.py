@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
 
-from corral.errors import CorralError, Refused
+from corral.errors import CorralError, Refused, from_system
 from corral.runtime import Runtime
 from corral.storage.qemu_img import QemuImg
 from corral.storage.seed import Seed, check_seed, seed_iso
@@ -116,27 +116,21 @@ class Volumes:
             made.chmod(0o600)
         return target
 
-    async def next_layer(self, vm_id: str) -> tuple[Path, ...]:
-        """Have a fresh layer over what the VM writes to, and give all its layers then, the uppermost first.
+    async def next_layer(self, vm_id: str, over: Path) -> tuple[Path, ...]:
+        """Have a fresh layer over ``over``, which the VM writes to, and give all its layers then, the uppermost first.
 
-        One that was made before and not :meth:`settle`d is given again: whoever asked for it may not have used it.
+        One that was made before is given again: whoever asked for it did not use it.
         """
         layers = self.layers(vm_id)
-        assert layers, f"{vm_id} has no disk"
-        number = _number(layers[0])
-        if number > 1 and not self._mark(layers[0]).exists():
+        if over.name not in (layer.name for layer in layers[:2]):
+            raise CorralError(f"{vm_id} writes to {over.name}, which is not one of its last layers", code="failed")
+        if layers[0].name != over.name:
             return layers
-        target = self.path(vm_id) / f"root-{number + 1}.qcow2"
+        target = self.path(vm_id) / f"root-{_number(over) + 1}.qcow2"
         with self._replacing(target) as made:
             await self._qemu_img.create_overlay(made, layers[0], "qcow2", None)
             made.chmod(0o600)
         return target, *layers
-
-    def settle(self, vm_id: str) -> None:
-        """The VM's uppermost layer is written to from now on."""
-        layers = self.layers(vm_id)
-        if layers and _number(layers[0]) > 1:
-            self._mark(layers[0]).touch()
 
     def layers(self, vm_id: str) -> tuple[Path, ...]:
         """The VM's own layers, the uppermost first; without the image that is under all of them."""
@@ -146,9 +140,6 @@ class Volumes:
     def _own(self, vm_id: str) -> bool:
         layers = self.layers(vm_id)
         return bool(layers) and layers[0].name.startswith("root")
-
-    def _mark(self, layer: Path) -> Path:
-        return layer.with_suffix(".used")
 
     async def ensure_seed(self, vm_id: str, seed: Seed) -> Path:
         """Have the VM's seed CD say this. Written again only when it says something else. Raises Invalid."""
@@ -194,6 +185,8 @@ class Volumes:
             finally:
                 os.close(descriptor)
             new.rename(target)
+        except OSError as error:
+            raise from_system(f"{target.name} of VM {target.parent.name} cannot be made", error) from error
         finally:
             new.unlink(missing_ok=True)
 

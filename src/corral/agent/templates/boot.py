@@ -7,8 +7,10 @@ left afterwards. A running VM is frozen the same way, except that it goes on.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -55,6 +57,7 @@ class TemplateBoots:
 
     def __init__(self, engine: Engine, joined: Joined, rt: Runtime) -> None:
         self._engine, self._joined, self._rt = engine, joined, rt
+        self._freezing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def make(self, template: Template, files: BootFiles, tell: Tell) -> Made:
         """Have a template of a machine that is booted for it. Raises what stood in the way; nothing is left then."""
@@ -79,10 +82,10 @@ class TemplateBoots:
         made = await self._made(template.meta.id)
         if made is None:
             tell("freeze", f"{vm.meta.name} stands still for a moment")
-            overlays = await self._overlays(vm, files)
-            await self._rt.faults.at("template.layered")
-            made = Made(await self._engine.freeze(id, template.meta.id, overlays), vm.status.guest, True)
-        self._joined.disks.settle(id)
+            async with self._freezing.setdefault(id, asyncio.Lock()):  # each goes on from what the last one left
+                overlays = await self._overlays(vm, files)
+                await self._rt.faults.at("template.layered")
+                made = Made(await self._engine.freeze(id, template.meta.id, overlays), vm.status.guest, True)
         await self._rt.faults.at("template.frozen")
         return made._replace(agent=vm.status.guest, hooks=True)
 
@@ -182,10 +185,11 @@ class TemplateBoots:
         return await self._engine.freeze(boot_id(template.meta.id), template.meta.id, overlays)
 
     async def _overlays(self, vm: Vm, files: BootFiles) -> Mapping[str, Drive]:
-        """What a machine writes to from the moment it is frozen: a fresh layer over each disk."""
+        """What a machine writes to from the moment it is frozen: a fresh layer over what it writes to now."""
         if not self._joined.disks.layers(vm.meta.id):
             return {}
-        layers = await self._joined.disks.next_layer(vm.meta.id)
+        now = next(drive.path for drive in await self._engine.drives(vm.meta.id) if drive.name == "root")
+        layers = await self._joined.disks.next_layer(vm.meta.id, now)
         machine = machine_of(vm, files, root=layers, seed=None, ports=())
         return {drive.name: drive for drive in machine.drives if not drive.readonly}
 

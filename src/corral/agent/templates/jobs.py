@@ -24,7 +24,7 @@ from corral.agent.templates.stock import TemplateStock
 from corral.agent.turns import Turns
 from corral.agent.verdict import Verdict
 from corral.engine.protocol import Engine, State
-from corral.errors import CorralError, NotFound, Refused
+from corral.errors import Bug, CorralError, NotFound, Refused
 from corral.governor.protocol import VmPlan
 from corral.model import Phase, TaskState, Template, TemplatePhase
 from corral.model.vm import Memory, start_of
@@ -235,9 +235,9 @@ class TemplateJobs:
             if error.code != "stale":
                 await self._give_up(template, error, TaskState.FAILED)
         except Exception as error:
-            # A full disk, an answer that nobody expected: it must not be begun again and again as if nothing were.
+            # Not what the world did (that is a CorralError), but what we did: not begun again and again all the same.
             log.exception("a template could not be made", template=template.meta.name)
-            await self._give_up(template, CorralError(f"it could not be made: {error}"), TaskState.FAILED)
+            await self._give_up(template, Bug(f"it could not be made: {error!r}"), TaskState.FAILED)
         self.poke(id)
         for vm_id in self._picture.waiting_for(id):
             self._poke_vm(vm_id)

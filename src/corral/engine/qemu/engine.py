@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 import msgspec
+import structlog
 
-from corral.engine.overlays import check_overlays
 from corral.engine.protocol import (
     Capabilities,
     Channels,
@@ -32,7 +32,7 @@ from corral.engine.protocol import (
 )
 from corral.engine.qemu.adopt import find_lost, read_trace
 from corral.engine.qemu.command import check
-from corral.engine.qemu.fork.freeze import Freeze, Ground, Pause, finish, is_switched, settle
+from corral.engine.qemu.fork.freeze import Ground, finish, settle, stand_still
 from corral.engine.qemu.fork.shelf import Kept, Shelf
 from corral.engine.qemu.fork.templates import Templates
 from corral.engine.qemu.launcher import Privileges, check_ports, choose_uid, spawn
@@ -45,10 +45,11 @@ from corral.engine.qemu.record import Record, RunDir
 from corral.engine.qemu.stats import stats_of
 from corral.engine.qemu.take import take
 from corral.engine.qemu.throttle import setting
-from corral.errors import CorralError, NotFound, Refused, Unavailable
+from corral.errors import CorralError, NotFound, Refused, Unavailable, from_system
 from corral.runtime import Runtime, process
 from corral.runtime.process import boot_id
 
+log = structlog.get_logger("engine")
 START_DEADLINE = 15.0
 """From exec to QMP's greeting: 20 ms when the host is idle, seconds when it is overloaded."""
 
@@ -106,6 +107,14 @@ class QemuEngine:
         machine = await self._find(id)
         if machine is None or machine.record.warm:
             return Sighting(id=id, state=State.ABSENT)
+        seen = await machine.sight()
+        if machine.record.freezing is None or seen.pid is None or seen.state is State.UNRESPONSIVE or id in self._locks:
+            return seen
+        async with self._alone(id):  # nobody is at it any more: an attempt to freeze it was given up half-way
+            try:
+                await settle(machine, self._ground.shelf)
+            except CorralError as error:
+                log.info("an attempt to freeze is not settled yet", vm=id, reason=error.message)
         return await machine.sight()
 
     async def create(self, machine: Machine, *, warm: bool = False) -> Sighting:
@@ -275,6 +284,12 @@ class QemuEngine:
             raise NotFound(f"machine {id} has no card {card}")
         await machine.command(Verb.SET_LINK, {"name": f"nic-{card}", "up": up})
 
+    async def drives(self, id: str) -> tuple[Drive, ...]:
+        async with self._alone(id):
+            machine = await self._known(id)
+            await settle(machine, self._ground.shelf)
+            return machine.record.machine.drives
+
     async def hardware(self, machine: Machine) -> str:
         return await self._templates.hardware(machine)
 
@@ -286,6 +301,12 @@ class QemuEngine:
         return await asyncio.shield(work)
 
     async def _freeze(self, id: str, template: str, overlays: Mapping[str, Drive]) -> Template:
+        try:
+            return await self._freeze_alone(id, template, overlays)
+        except OSError as error:
+            raise from_system(f"template {template} cannot be made", error, code="engine") from error
+
+    async def _freeze_alone(self, id: str, template: str, overlays: Mapping[str, Drive]) -> Template:
         await self._sweep()
         async with self._alone(f"template {template}"):
             known = await self._templates.find(template)
@@ -293,7 +314,7 @@ class QemuEngine:
                 return known
             async with self._alone(id):
                 machine = await self._known(id)
-                pause = await self._stand_still(machine, template, overlays)
+                pause, overlays = await stand_still(self._ground, machine, template, overlays)
             try:
                 hardware = await self._templates.hardware(machine.record.machine)
                 gid = None if machine.record.uid is None else choose_uid(template, self._uids(but=""))
@@ -301,18 +322,6 @@ class QemuEngine:
             finally:
                 if pause.memory is not None:
                     os.close(pause.memory)
-
-    async def _stand_still(self, machine: QemuMachine, template: str, overlays: Mapping[str, Drive]) -> Pause:
-        """The part of freezing that the machine notices, unless an earlier daemon got that far."""
-        if await is_switched(machine, template, overlays):
-            return Pause(None, 0, None)
-        state = (await machine.sight()).state
-        if state is not State.RUNNING:
-            raise Refused(f"machine {machine.id} is {state}, not running", code="wrong-phase")
-        check_overlays(machine.record.machine, overlays)
-        parent = machine.record.machine.template
-        base = None if parent is None else self._ground.shelf.read(parent)
-        return await Freeze(self._ground, machine, template, overlays, base=base).run()
 
     async def _sweep(self) -> None:
         """Once: a daemon before this one may have been killed in the middle of something."""
@@ -428,9 +437,6 @@ class QemuEngine:
         self._machines[id] = machine
         if not machine.watch():
             machine.bury()
-        elif record.freezing is not None:
-            with suppress(Unavailable):  # a silent one stays as it is; so it is seen
-                await settle(machine)
         return machine
 
     @asynccontextmanager

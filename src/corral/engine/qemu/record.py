@@ -93,8 +93,10 @@ class RunDir:
         self.log = self.path / "stderr.log"
         self.variables = self.vm / "nvram.fd"
         """UEFI variables: they belong to the VM and survive its stops, like a disk."""
-        self.state = self.vm / "frozen.state"
-        """Where QEMU writes its devices' state; there for a moment only."""
+
+    def state(self, template: str) -> Path:
+        """Where QEMU writes its devices' state while it is frozen for ``template``; there for a moment only."""
+        return self.vm / f"frozen-{template}.state"
 
     def socket(self, name: str) -> Path:
         return self.path / f"{name}.sock"
@@ -173,7 +175,8 @@ class RunDir:
         """Delete everything of the engine's; the VM's directory too when no disk is left in it."""
         if self.path.exists():
             shutil.rmtree(self.path)
-        self.state.unlink(missing_ok=True)
+        for left in self.vm.glob("frozen-*.state"):
+            left.unlink(missing_ok=True)
         if self.vm.exists():
             rest = [entry.name for entry in self.vm.iterdir()]
             if rest == [self.variables.name]:

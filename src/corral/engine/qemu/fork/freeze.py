@@ -13,6 +13,7 @@ import asyncio
 import mmap
 import os
 import shutil
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,8 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from corral.engine.overlays import frozen, switched
-from corral.engine.protocol import Drive, Template
+from corral.engine.overlays import check_overlays, frozen, switched
+from corral.engine.protocol import Drive, State, Template
 from corral.engine.qemu.command import disk_node
 from corral.engine.qemu.fork import ram
 from corral.engine.qemu.fork.pages import Memory, Unreadable, total
@@ -40,6 +41,8 @@ _END_S = 1.0
 """Between the loss of its QMP socket and the end of a process."""
 _SLOW_S = 15.0
 """Deadline of commands that may have to wait for a disk."""
+MAX_STATE = 16 << 20
+"""Bytes of devices' state: 130 to 430 kB as a rule."""
 _log = structlog.get_logger()
 
 
@@ -66,18 +69,30 @@ async def is_switched(machine: QemuMachine, template: str, overlays: Mapping[str
     return bool(found) and all(node is not None and node["backing_file_depth"] > 0 for node in found)
 
 
-async def settle(machine: QemuMachine) -> None:
-    """Let it run if it was left standing in the middle of being frozen, and have its record say what it writes to."""
+async def settle(machine: QemuMachine, shelf: Shelf) -> bool:
+    """Bring an attempt to freeze it to an end, whoever left it in the middle: it runs, and its record says what it
+    writes to. May be repeated until it answers.
+
+    True: it was switched, so that the template can be finished. Else nothing is left of the attempt.
+    """
     freezing = machine.record.freezing
     if freezing is None:
-        return
+        return False
     change: dict[str, Any] = {"freezing": None}
-    if await is_switched(machine, freezing.template, freezing.overlays):
-        tops = {name: node_of(name, freezing.template) for name in freezing.overlays}
-        change |= {"machine": switched(machine.record.machine, freezing.overlays), "tops": machine.record.tops | tops}
+    done = await is_switched(machine, freezing.template, freezing.overlays)
     if (await machine.command(Verb.STATUS))["status"] == "paused":
         await machine.command(Verb.CONTINUE)
+    nodes = {name: node_of(name, freezing.template) for name in freezing.overlays}
+    if done:
+        now = switched(machine.record.machine, freezing.overlays)
+        change |= {"machine": now, "tops": machine.record.tops | nodes}
+    else:
+        for left in {node["node-name"] for node in await _nodes(machine)} & set(nodes.values()):
+            await machine.command(Verb.REMOVE_NODE, {"node-name": left})
+        await asyncio.to_thread(shelf.remove, freezing.template)
+        machine.run.state(freezing.template).unlink(missing_ok=True)
     machine.save(**change)
+    return done
 
 
 async def _nodes(machine: QemuMachine, *, flat: bool = True) -> list[dict[str, Any]]:
@@ -112,6 +127,7 @@ class Freeze:
         try:
             size = self.machine.record.machine.memory
             await asyncio.to_thread(self._prepare)
+            self.machine.save(freezing=Freezing(template=self.id, overlays=self.overlays))
             await self._open_overlays()
             fd = await asyncio.to_thread(self._base_memory, size)
             try:
@@ -131,7 +147,7 @@ class Freeze:
         """Files: a place, links of the disks, the overlays in the VM's hands, a place for the devices' state."""
         machine = self.machine.record.machine
         self._check_files()
-        self._shelf.begin(self.id, machine.id)
+        self._shelf.begin(self.id, machine.id, self.overlays)
         self._shelf.link(self.id, self.overlays, self._ours)
         for overlay in self.overlays.values():
             if self.uid is not None:
@@ -142,7 +158,7 @@ class Freeze:
                 os.fsync(written)
             finally:
                 os.close(written)
-        state = self.machine.run.state
+        state = self.machine.run.state(self.id)
         state.unlink(missing_ok=True)
         os.close(os.open(state, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         if self.uid is not None:
@@ -162,13 +178,10 @@ class Freeze:
 
     async def _open_overlays(self) -> None:
         """QEMU opens them beforehand: files are opened in their own time, switching is a matter of pointers."""
-        present = {node["node-name"] for node in await _nodes(self.machine)}
         for name, overlay in self.overlays.items():
-            node = node_of(name, self.id)
-            if node not in present:
-                discard = self.machine.record.machine.template is None
-                form = disk_node(overlay, node=node, discard=discard, layers=False)
-                await self.machine.command(Verb.ADD_NODE, form, timeout=_SLOW_S)
+            discard = self.machine.record.machine.template is None
+            form = disk_node(overlay, node=node_of(name, self.id), discard=discard, layers=False)
+            await self.machine.command(Verb.ADD_NODE, form, timeout=_SLOW_S)
 
     def _base_memory(self, size: int) -> int:
         """The new memory, with the holder: what the machine's own template has, or nothing."""
@@ -214,7 +227,6 @@ class Freeze:
 
     async def _stand_still(self, memory: Memory, target: mmap.mmap, watched: bool) -> Pause:
         machine, clock = self.machine, self._rt.clock
-        machine.save(freezing=Freezing(template=self.id, overlays=self.overlays))
         actions = [
             {"type": "blockdev-snapshot", "data": {"node": self._top(name), "overlay": node_of(name, self.id)}}
             for name in self.overlays
@@ -223,7 +235,7 @@ class Freeze:
         began = clock.monotonic()
         try:
             await machine.command(Verb.STOP, timeout=_SLOW_S)
-            await machine.command(Verb.SAVE_DEVICES, {"filename": str(machine.run.state), "live": False})
+            await machine.command(Verb.SAVE_DEVICES, {"filename": str(machine.run.state(self.id)), "live": False})
             copied = await asyncio.to_thread(self._copy_last, memory, target, watched)
             await self._rt.faults.at("engine.freeze.copied")
             if actions:
@@ -235,7 +247,7 @@ class Freeze:
             finally:
                 machine.hold = False
         seconds = clock.monotonic() - began
-        await settle(machine)
+        await settle(machine, self._shelf)
         return Pause(seconds, copied, None)
 
     def _copy_last(self, memory: Memory, target: mmap.mmap, watched: bool) -> int:
@@ -252,9 +264,12 @@ class Freeze:
         return self.machine.record.tops.get(drive, f"{drive}-format")
 
     async def _give_up(self) -> None:
-        """Nothing is left of the attempt, unless the disks were switched already: then it can be finished."""
+        """Nothing is left of the attempt, unless the disks were switched already: then it can be finished.
+
+        A machine that is silent just now is settled when it is looked at again.
+        """
         try:
-            if self.machine.alive and await self._undo():
+            if self.machine.alive and await settle(self.machine, self._shelf):
                 return
         except CorralError as error:
             try:
@@ -264,18 +279,28 @@ class Freeze:
                 _log.warning("an attempt to freeze left something", machine=self.machine.id, reason=error.message)
                 return
         await asyncio.to_thread(self._shelf.remove, self.id)
-        self.machine.run.state.unlink(missing_ok=True)
+        self.machine.run.state(self.id).unlink(missing_ok=True)
 
-    async def _undo(self) -> bool:
-        """Have the machine as it was; True when it is switched, and stays so."""
-        machine = self.machine
-        if await is_switched(machine, self.id, self.overlays):
-            return True
-        present = {node["node-name"] for node in await _nodes(machine)}
-        for node in present & {node_of(name, self.id) for name in self.overlays}:
-            await machine.command(Verb.REMOVE_NODE, {"node-name": node})
-        await settle(machine)
-        return False
+
+async def stand_still(
+    ground: Ground, machine: QemuMachine, id: str, overlays: Mapping[str, Drive]
+) -> tuple[Pause, Mapping[str, Drive]]:
+    """The part of freezing that the machine notices, and what its disks became.
+
+    Where it was done before, and not finished, nothing is done again: its disks became what they did then.
+    """
+    await settle(machine, ground.shelf)
+    making = ground.shelf.making(id)
+    before = overlays if making is None else making.overlays
+    if await is_switched(machine, id, before):
+        return Pause(None, 0, None), before
+    state = (await machine.sight()).state
+    if state is not State.RUNNING:
+        raise Refused(f"machine {machine.id} is {state}, not running", code="wrong-phase")
+    check_overlays(machine.record.machine, overlays)
+    parent = machine.record.machine.template
+    base = None if parent is None else ground.shelf.read(parent)
+    return await Freeze(ground, machine, id, overlays, base=base).run(), overlays
 
 
 async def finish(
@@ -288,14 +313,13 @@ async def finish(
     def work() -> Template:
         place = shelf.place(id)
         fd = shelf.keeper.get(id) if pause.memory is None else os.dup(pause.memory)
-        if fd is None or not machine.run.state.exists():
-            shelf.remove(id)
+        if fd is None or not machine.run.state(id).exists():
             raise CorralError(f"template {id} was interrupted and cannot be finished", hint="freeze it as another one")
         try:
             names = shelf.link(id, overlays, ours)
-            for overlay in overlays.values():
-                _lock(overlay.layers[0].path, gid)
-            _take(machine.run.state, place / "state")
+            for layer in names:
+                _lock(layer, gid)
+            _take(machine.run.state(id), place / "state")
             _save(fd, place / "ram")
             ram.seal(fd)
             shelf.keeper.put(id, fd)  # once more: the holder may be another one
@@ -311,27 +335,40 @@ async def finish(
 
     try:
         template = await asyncio.to_thread(work)
-    except OSError as error:
-        raise CorralError(f"template {id} cannot be finished: {error}", code="engine") from error
+    except (OSError, CorralError):
+        await asyncio.to_thread(shelf.remove, id)
+        machine.run.state(id).unlink(missing_ok=True)
+        raise
     await rt.faults.at("engine.freeze.finished")
     shelf.finish(Kept(template=template, gid=gid))
-    machine.run.state.unlink(missing_ok=True)
+    machine.run.state(id).unlink(missing_ok=True)
     await rt.faults.at("engine.freeze.recorded")
     return template
 
 
 def _lock(path: Path, gid: int | None) -> None:
-    """A disk becomes a layer: readable by the template's group, writable by nobody."""
+    """A disk becomes a layer: readable by the template's group, writable by nobody. A layer stays as it is."""
+    if not path.stat().st_mode & stat.S_IWUSR:
+        return
     if gid is not None:
         os.chown(path, 0, gid)
     path.chmod(0o440 if gid is not None else 0o400)
 
 
 def _take(source: Path, target: Path) -> None:
-    """A copy that is nobody's but ours: QEMU may still hold ``source``."""
+    """A copy that is nobody's but ours: QEMU may still hold ``source``, and whoever rules it writes what he likes."""
+    given = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(given, "rb") as file:
+        if not stat.S_ISREG(os.fstat(given).st_mode):
+            raise CorralError(f"{source} is not the file that was made for the devices' state", code="engine")
+        state = file.read(MAX_STATE + 1)
+    if len(state) > MAX_STATE:
+        raise CorralError(
+            f"the devices' state is more than {MAX_STATE >> 20} MiB: this machine's QEMU is not sound", code="engine"
+        )
     fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "wb") as file:
-        file.write(source.read_bytes())
+        file.write(state)
 
 
 def _save(memory: int, path: Path) -> None:

@@ -35,16 +35,17 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Making(msgspec.Struct, frozen=True, kw_only=True):
-    """``making.json``: whose template this is going to be."""
+    """``making.json``: whose template this is going to be, and what that machine's disks become."""
 
     machine: str
     boot_id: str
+    overlays: dict[str, Drive]
 
 
 _T = TypeVar("_T")
 _ENCODER = msgspec.json.Encoder(enc_hook=as_text)
 _KEPT = msgspec.json.Decoder(Kept, dec_hook=as_path)
-_MAKING = msgspec.json.Decoder(Making)
+_MAKING = msgspec.json.Decoder(Making, dec_hook=as_path)
 
 
 class Shelf:
@@ -75,14 +76,14 @@ class Shelf:
 
     # -- making one --------------------------------------------------------------------------------------------
 
-    def begin(self, id: str, machine: str) -> None:
+    def begin(self, id: str, machine: str, overlays: dict[str, Drive]) -> None:
         """Have a place for a template of ``machine``, with nothing in it."""
         place = self.place(id)
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(mode=0o711, parents=True)
         for path in (place, self.directory):
             path.chmod(0o711)
-        _write(place / "making.json", Making(machine=machine, boot_id=boot_id()))
+        _write(place / "making.json", Making(machine=machine, boot_id=boot_id(), overlays=overlays))
 
     def link(self, id: str, overlays: Mapping[str, Drive], ours: Path) -> dict[Path, Path]:
         """Have links of the disks under ``overlays``: their name → the template's own name.
