@@ -261,6 +261,32 @@ async def test_too_many_requests_are_told_so_at_once() -> None:
         assert (await client.get("/")).status_code == 204
 
 
+async def test_a_thousand_holds_refuse_further_ones_and_nothing_else() -> None:
+    release = asyncio.Event()
+
+    async def long(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if scope["path"].endswith(("/hold", "/watch")):
+            await release.wait()
+        await send({"type": "http.response.body"})
+
+    gate = Gate(long, SystemClock(), lambda *_: None)
+    transport = httpx2.ASGITransport(gate)  # type: ignore[arg-type]
+    async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        holds = [asyncio.create_task(client.get(f"/v1/vms/{number}/hold")) for number in range(1000)]
+        await asyncio.sleep(0.5)
+        refused = await client.get("/v1/vms/one-more/hold")
+        assert (refused.status_code, "ephemeral VMs are held" in body(refused)["detail"]) == (503, True)
+        assert (await client.get("/v1/vms")).status_code == 200
+        watches = [asyncio.create_task(client.get("/v1/watch")) for number in range(1000)]
+        await asyncio.sleep(0.5)
+        assert "watches" in body(await client.get("/v1/watch"))["detail"]
+        assert (await client.get("/v1/vms")).status_code == 200
+        release.set()
+        assert {(await one).status_code for one in (*holds, *watches)} == {200}
+        assert (await client.get("/v1/vms/one-more/hold")).status_code == 200
+
+
 async def test_a_watch_shows_changes_and_beats(served: Path, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "HEARTBEAT_S", 0.05)
     async with AsyncClient(f"unix:{served}") as client:

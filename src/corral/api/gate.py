@@ -5,8 +5,10 @@ Plain ASGI, so that it costs microseconds and sees errors of the framework too.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from corral.api.problems import MEDIA, body_of
 from corral.errors import CorralError, Refused, Unavailable
@@ -17,10 +19,23 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-MAX_WAITING = 1000
-"""Requests whose answer has not begun. Beyond that the answer is 503 at once: waiting longer would help nobody."""
-MAX_STREAMS = 1000
-"""Answers being sent: watches, logs that are followed, downloads."""
+
+class Lane(NamedTuple):
+    """Requests of one kind, counted by themselves: many of one keep none of another waiting."""
+
+    most: int
+    """Beyond that the answer is 503 at once: waiting longer would help nobody."""
+    refusal: str
+    hint: str = "try again in a moment"
+
+
+WAITING = Lane(1000, "the daemon has too much to do")
+"""Requests whose answer has not begun."""
+SENDING = Lane(1000, "too many answers are being read slowly")
+"""Answers that have begun."""
+STREAMS = Lane(1000, "too many watches and followed logs are open", "close some")
+HOLDS = Lane(1000, "too many ephemeral VMs are held", "corral run and sandboxes end theirs; then try again")
+_LONG = ((re.compile(r"/v1/vms/.+/hold/*"), HOLDS), (re.compile(r"/v1/watch/*|/v1/vms/.+/log/*"), STREAMS))
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -43,8 +58,7 @@ class Gate:
     def __init__(self, app: App, clock: Clock, observer: Observer, *, hosts: Iterable[str] = LOOPBACK) -> None:
         self._app, self._clock, self._observer = app, clock, observer
         self._hosts = frozenset(hosts)
-        self._waiting = 0
-        self._streams = 0
+        self._open: Counter[Lane] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -58,24 +72,26 @@ class Gate:
                 await receive()
                 await send({"type": "websocket.close", "code": 1008, "reason": refusal.message[:100]})
             return
-        if refusal is None and (self._waiting >= MAX_WAITING or self._streams >= MAX_STREAMS):
-            refusal = Unavailable("the daemon has too much to do", hint="try again in a moment")
+        long = next((lane for form, lane in _LONG if form.fullmatch(scope["path"])), None)
+        full = [lane for lane in ((long,) if long else (WAITING, SENDING)) if self._open[lane] >= lane.most]
+        if refusal is None and full:
+            refusal = Unavailable(full[0].refusal, hint=full[0].hint)
         if refusal is not None:
             self._observer(scope["method"], "", refusal.http_status, 0.0)
             await _refuse(refusal, send)
             return
-        await self._serve(scope, receive, send)
+        await self._serve(scope, receive, send, long)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun, came = False, self._clock.monotonic()
-        self._waiting += 1
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, long: Lane | None) -> None:
+        lane, came = long or WAITING, self._clock.monotonic()
+        self._open[lane] += 1
 
         async def sending(message: MutableMapping[str, Any]) -> None:
-            nonlocal begun
+            nonlocal lane
             if message["type"] == "http.response.start":
-                begun = True
-                self._waiting -= 1
-                self._streams += 1
+                self._open[lane] -= 1
+                lane = long or SENDING
+                self._open[lane] += 1
                 took = self._clock.monotonic() - came
                 self._observer(scope["method"], scope.get("path_template", ""), message["status"], took)
                 message["headers"] = [*message.get("headers", ()), *HEADERS]
@@ -84,10 +100,7 @@ class Gate:
         try:
             await self._app(scope, receive, sending)
         finally:
-            if begun:
-                self._streams -= 1
-            else:
-                self._waiting -= 1
+            self._open[lane] -= 1
 
     def _refusal(self, scope: Scope) -> CorralError | None:
         """Why a request over TCP is not for us. Of a unix socket (no client address) its file's mode decides."""

@@ -106,9 +106,9 @@ class _Sessions:
         self._open = 0
 
     async def hold(self, socket: Socket, serve: Callable[[], Awaitable[None]], *, binary: bool) -> None:
-        await socket.accept()
         self._open += 1
         try:
+            await socket.accept()
             if self._open > MAX_SESSIONS:
                 raise Refused("too many consoles and programs are open", code="busy", hint="close some")
             await serve()
@@ -126,7 +126,7 @@ class _Sessions:
 
 async def _say(socket: Socket, error: CorralError, *, binary: bool) -> None:
     """The error as the last message."""
-    with suppress(WebSocketDisconnect, WebSocketException, RuntimeError):  # gone: nobody is left to be told
+    with suppress(WebSocketDisconnect, WebSocketException, OSError, RuntimeError):  # gone: nobody is left to be told
         if binary:
             await socket.send_bytes(b"\x04" + body_of(error))
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
     log.setup(verbose=options.verbose)
+    _open_many()
     from corral.server.daemon import home_of, serve
 
     engine = os.environ.get("CORRAL_ENGINE") or "qemu"
@@ -39,6 +41,12 @@ def main() -> int:
             sys.stderr.write(f"hint: {error.hint}\n")
         return error.exit_status
     return 0
+
+
+def _open_many() -> None:
+    """As many open files as this process may have: each VM has some, and each client that holds or watches one."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 if __name__ == "__main__":
