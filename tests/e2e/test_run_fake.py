@@ -59,7 +59,8 @@ def ended(run: subprocess.Popen[bytes]) -> tuple[int, bytes]:
         ("run micro echo hello", 0, b"hello\n", b""),
         ("run --rm micro -- false", 1, b"", b""),
         ("run micro -- sh -c 'exit 7'", 7, b"", b""),
-        ("run micro -- nothing-like-it", 125, b"", b"nothing-like-it"),
+        ("run micro -- nothing-like-it", 127, b"", b"nothing-like-it"),
+        ("run micro -- /etc/passwd", 126, b"", b"Permission denied"),
         ("run nosuch -- true", 125, b"", b"nosuch"),
         ("run micro", 2, b"", b"which program"),
         ("run --net nowhere micro -- true", 125, b"", b"nowhere"),
@@ -70,7 +71,7 @@ def ended(run: subprocess.Popen[bytes]) -> tuple[int, bytes]:
         ("run --cp /no/such:/x micro -- true", 125, b"", b"/no/such"),
     ],
 )
-def test_the_status_is_the_programs_and_errors_are_125(
+def test_the_status_is_the_programs_and_errors_are_125_but_126_and_127_as_in_a_shell(
     here: Platform, words: str, status: int, out: bytes, err: bytes
 ) -> None:
     import shlex
@@ -174,6 +175,23 @@ def test_keep_keeps_it(here: Platform) -> None:
     here.run("delete", "--force", "kept")
 
 
+@pytest.mark.parametrize(
+    ("words", "status"), [("micro -- nothing-like-it", 127), ("--timeout 1s micro -- sleep infinity", 124)]
+)
+def test_a_kept_vm_is_named_whatever_became_of_the_program(here: Platform, words: str, status: int) -> None:
+    done = here.run("run", "--keep", "--name", "stays", *words.split(), check=False)
+    assert done.returncode == status
+    assert b"kept: stays (corral exec stays -- sh; corral delete --force stays)" in done.stderr
+    here.run("delete", "--force", "stays")
+
+
+def test_a_kept_vm_is_named_when_the_run_is_ended(here: Platform) -> None:
+    run = hanging(here, "--keep", "--name", "stays", "--timeout", "60s")
+    run.send_signal(signal.SIGHUP)
+    assert b"kept: stays" in ended(run)[1]
+    here.run("delete", "--force", "stays")
+
+
 def test_a_network_is_there_only_if_asked_for(here: Platform) -> None:
     run = hanging(here, "--net", "user", "--name", "netted")
     assert [nic["network"] for nic in here.vm("netted")["spec"]["nics"]] == ["user"]
@@ -268,6 +286,27 @@ def test_each_refuses_what_makes_no_sense(here: Platform, tmp_path: Path) -> Non
         ["--each", "-", "--keep"],
     ):
         assert here.run("run", *words, "micro", "--", "true", check=False).returncode == 2
+
+
+def test_each_that_cannot_begin_ends_with_125(here: Platform, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("line\n")
+    words = ["run", "--each", str(tmp_path / "file"), "micro", "--", "true"]
+    done = here.run(*words, check=False, env={"CORRAL_URL": f"unix:{tmp_path}/nobody.sock"})
+    assert (done.returncode, done.stdout) == (125, b"")
+    assert b"nobody.sock" in done.stderr
+
+
+def test_each_says_where_the_time_of_all_runs_went(here: Platform, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("".join(f"{n}\n" for n in range(5)))
+    done = here.run("run", "--timings", "--each", str(tmp_path / "file"), "micro", "--", "echo", "{}")
+    rows = done.stderr.decode().splitlines()
+    assert rows[0].split() == ["median", "p90", "of", "5", "runs"]
+    stages = [row.split("ms")[2].strip() for row in rows[1:]]
+    assert [stage for stage in stages if stage in ("the request", "waiting for the guest", "the program")]
+    assert stages[-1] == "all of it"
+    medians, ninths = zip(*((float(row.split()[0]), float(row.split()[2])) for row in rows[1:]), strict=True)
+    assert all(median <= ninth for median, ninth in zip(medians, ninths, strict=True))
+    nothing_left(here)
 
 
 def test_each_ended_by_a_signal_leaves_nothing(here: Platform, tmp_path: Path) -> None:

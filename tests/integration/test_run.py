@@ -48,6 +48,21 @@ def test_streams_status_and_no_network(shared: Platform) -> None:
     nothing_left(shared)
 
 
+@pytest.mark.parametrize(
+    ("program", "status", "why"),
+    [("no-such-program", 127, b"No such file"), ("/etc/passwd", 126, b"Permission denied")],
+)
+def test_a_program_that_cannot_be_started_is_told_as_a_shell_does(
+    shared: Platform, program: str, status: int, why: bytes
+) -> None:
+    done = shared.run("run", *SMALL, "micro", "--", program, check=False)
+    assert (done.returncode, done.stdout) == (status, b"")
+    assert program.encode() in done.stderr
+    assert why in done.stderr
+    assert done.stderr.count(b"\n") == 1, done.stderr
+    nothing_left(shared)
+
+
 def test_signals_are_the_programs(shared: Platform) -> None:
     run = started(shared)
     run.send_signal(signal.SIGTERM)

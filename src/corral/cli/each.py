@@ -23,7 +23,7 @@ from corral.cli.failures import clean, messages
 from corral.cli.obtain import ensure_image
 from corral.cli.session import Session
 from corral.cli.throwaway import Copy, Plan, Throwaway, throwaway
-from corral.cli.timings import Timings
+from corral.cli.timings import Timings, summarize
 from corral.client.record import Record
 from corral.errors import CorralError, Invalid, Problem, TimedOut
 from corral.units import format_duration
@@ -93,6 +93,8 @@ class Each:
     def __init__(self, session: Session, plan: Plan, lines: Sequence[str], *, jobs: int, fail_fast: bool) -> None:
         self._session, self._plan, self._lines = session, plan, lines
         self._jobs, self._fail_fast = jobs, fail_fast
+        self.timings: list[Timings] = []
+        """Of the runs whose VM answered and was deleted, in the order of their ends."""
         self._over = False
         self._open: dict[str, Record] = {}
         self._lock = threading.Lock()
@@ -140,6 +142,7 @@ class Each:
     def _one(self, line: str) -> Outcome:
         plan, given = planned_for(self._plan, line)
         began = time.monotonic()
+        stages = Timings(began)
         client = self._session.connect()
         vm_ids: list[str] = []
 
@@ -150,10 +153,17 @@ class Each:
         try:
             if self._over:
                 raise CorralError("not run: all are being ended", code="cancelled")
-            with throwaway(self._session, client, plan, Timings(), begun=known, quiet=True) as one:
-                one.copy_in()
+            with throwaway(self._session, client, plan, stages, begun=known, quiet=True) as one:
+                if plan.before or plan.mounts:
+                    one.copy_in()
+                    stages.mark("copying in")
                 outcome = _program(one, plan, line, given)
-                one.copy_out()
+                stages.mark("the program")
+                if plan.after or plan.mounts:
+                    one.copy_out()
+                    stages.mark("copying out")
+            with self._lock:
+                self.timings.append(stages)
         except CorralError as error:
             told = error.details.get("status")
             status = told if error.code == "guest" and isinstance(told, int) else FAILED
@@ -186,8 +196,8 @@ def _limit(plan: Plan, limit: str) -> str:
     return f"{plan.argv[0]} wanted too many processes" if limit else ""
 
 
-def run_each(session: Session, plan: Plan, path: str, *, jobs: int | None, fail_fast: bool) -> int:
-    """The whole command: results on stdout, a bar on a terminal. The exit status."""
+def run_each(session: Session, plan: Plan, path: str, *, jobs: int | None, fail_fast: bool, timings: bool) -> int:
+    """The whole command: results on stdout, a bar on a terminal, then the ``timings`` on stderr. The exit status."""
     if plan.interactive or plan.tty or plan.keep or plan.name:
         raise click.UsageError("--each goes with none of -i, -t, --keep and --name")
     if any(not mount.readonly for mount in plan.mounts):
@@ -205,7 +215,10 @@ def run_each(session: Session, plan: Plan, path: str, *, jobs: int | None, fail_
             say(form(outcome))
             advance(failed)
 
-        return each.run(show)
+        status = each.run(show)
+    if timings and each.timings:
+        summarize(each.timings)
+    return status
 
 
 @contextmanager

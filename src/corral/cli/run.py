@@ -79,7 +79,7 @@ EACH_OUTPUT = 1 * MIB
     "--jobs", "-j", type=click.IntRange(1), metavar="N", help="With --each: runs at once (default: one a core)."
 )
 @click.option("--fail-fast", is_flag=True, help="With --each: the first run that fails ends all.")
-@click.option("--timings", is_flag=True, help="Say on stderr where the time went.")
+@click.option("--timings", is_flag=True, help="Say on stderr where the time went; with --each: median and p90.")
 @click.pass_obj
 def run(session: Session, /, image: str, command: tuple[str, ...], timings: bool, **options: Any) -> int:
     """Run a program in a VM of its own; the exit status is the program's.
@@ -96,16 +96,14 @@ def run(session: Session, /, image: str, command: tuple[str, ...], timings: bool
     """
     plan = planned(image, command, options)
     stages = Timings()
-    if options["each"] is not None:
-        from corral.cli.each import run_each
-
-        try:
-            with ended_by_signals():
-                return run_each(session, plan, options["each"], jobs=options["jobs"], fail_fast=options["fail_fast"])
-        except BrokenPipeError:
-            return READER_GONE
+    each = options["each"]
     try:
         with ended_by_signals():
+            if each is not None:
+                from corral.cli.each import run_each
+
+                many = {"jobs": options["jobs"], "fail_fast": options["fail_fast"], "timings": timings}
+                return run_each(session, plan, each, **many)
             status = _run(session, plan, stages)
     except BrokenPipeError:
         return READER_GONE
@@ -114,6 +112,8 @@ def run(session: Session, /, image: str, command: tuple[str, ...], timings: bool
         failures.report(CorralError(f"{where}{error.strerror or error}"), as_json=session.output == "json")
         return FAILED
     except CorralError as error:
+        if each is not None and error.code == "usage":  # a file of lines that cannot be read
+            raise
         failures.report(error, as_json=session.output == "json")
         told = error.details.get("status")  # a program that the guest could not start: 126 or 127, as a shell says it
         return told if error.code == "guest" and isinstance(told, int) else FAILED
@@ -159,7 +159,9 @@ def copied(word: str, flag: str) -> Copy:
 
 
 def _run(session: Session, plan: Plan, stages: Timings) -> int:
-    with throwaway(session, session.client, plan, stages) as one:
+    client = session.client
+    stages.mark("starting this command")
+    with throwaway(session, client, plan, stages) as one:
         if plan.before or plan.mounts:
             one.copy_in()
             stages.mark("copying in")
@@ -168,8 +170,6 @@ def _run(session: Session, plan: Plan, stages: Timings) -> int:
         if plan.after or plan.mounts:
             one.copy_out()
             stages.mark("copying out")
-        if plan.keep:
-            failures.line(f"kept: {one.vm.name} (corral exec {one.vm.name} -- sh; corral delete --force {one.vm.name})")
     return status
 
 

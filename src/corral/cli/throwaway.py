@@ -146,7 +146,6 @@ def throwaway(
     """
     from corral.client.sync.sandbox import holding
 
-    timings.mark("starting this command")
     asked = _begin(session, client, plan)
     timings.mark("the request")
     with _starting(quiet) as told, holding(client, asked, keep=plan.keep, told=told.show) as hold:
@@ -154,13 +153,25 @@ def throwaway(
             begun(asked.items[0])
         import corral.client.sync.sockets  # noqa: F401 - while the guest boots, rather than after
 
-        vm = hold.wait_answer(plan.start_timeout_s)
-        told.close()
-        timings.mark(WAITING)
-        timings.inside(hold.held.launch)
-        yield Throwaway(client, plan, vm, hold)
+        try:
+            vm = hold.wait_answer(plan.start_timeout_s)
+            told.close()
+            timings.mark(WAITING)
+            timings.inside(hold.held.launch)
+            yield Throwaway(client, plan, vm, hold)
+        finally:
+            if plan.keep and not hold.held.deleted:
+                told.close()
+                _name(hold.held)
     if not plan.keep:
         timings.mark("having the VM deleted")
+
+
+def _name(held: Held) -> None:
+    """Say which VM stays, whatever became of its program."""
+    name = failures.clean(held.vm.name)
+    use = f"corral exec {name} -- sh" if held.answers else f"corral info {name}"
+    failures.line(f"kept: {name} ({use}; corral delete --force {name})")
 
 
 def _begin(session: Session, client: Client, plan: Plan) -> Accepted:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
+import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from corral.cli import failures
@@ -12,10 +15,10 @@ from corral.cli.progress import phrase
 
 
 class Timings:
-    """Stages one after the other, from the start of this process on."""
+    """Stages one after the other, from ``start`` (the start of this process) on."""
 
-    def __init__(self) -> None:
-        self._start = self._last = _process_start()
+    def __init__(self, start: float | None = None) -> None:
+        self._start = self._last = _process_start() if start is None else start
         self._rows: list[tuple[str, float]] = []
         self._steps: list[tuple[str, float]] = []
 
@@ -31,21 +34,35 @@ class Timings:
             if step.get("started") and step.get("ended"):
                 self._steps.append((phrase({**step, "message": ""}), step["ended"] - step["started"]))
 
+    def stages(self) -> list[tuple[str, float]]:
+        """Each stage and its seconds, the daemon's own below the wait for them; last the whole."""
+        found = []
+        for stage, seconds in self._rows:
+            found.append((stage, seconds))
+            if stage == WAITING:
+                found += [(f"  {step}", took) for step, took in self._steps]
+        return [*found, ("all of it", self._last - self._start)]
+
     def report(self) -> None:
         """One line a stage, on stderr."""
-        for stage, seconds in self._rows:
-            _line(stage, seconds)
-            if stage == WAITING:
-                for step, took in self._steps:
-                    _line(f"  {step}", took)
-        _line("all of it", self._last - self._start)
+        for stage, seconds in self.stages():
+            failures.line(f"{seconds * 1000:8.0f} ms  {stage}")
+
+
+def summarize(runs: Sequence[Timings]) -> None:
+    """One line a stage of many runs, on stderr: its median, and what nine of ten stay below."""
+    took: dict[str, list[float]] = {}
+    for run in runs:
+        for stage, seconds in run.stages():
+            took.setdefault(stage, []).append(seconds)
+    failures.line(f"  median       p90  of {len(runs)} runs")
+    for stage in sorted(took, key=lambda stage: stage == "all of it"):  # what only some runs had comes before the end
+        rows = sorted(took[stage])
+        ninth = rows[math.ceil(0.9 * len(rows)) - 1]
+        failures.line(f"{statistics.median(rows) * 1000:5.0f} ms  {ninth * 1000:5.0f} ms  {stage}")
 
 
 WAITING = "waiting for the guest"
-
-
-def _line(stage: str, seconds: float) -> None:
-    failures.line(f"{seconds * 1000:8.0f} ms  {stage}")
 
 
 def _process_start() -> float:

@@ -133,7 +133,9 @@ class FakeGuest:
                 return FakeProcess(b"", 0, repeats=True, lasting=True)
             case [("sh" | "/bin/sh"), "-c", script]:
                 return _shell(script)
-        raise CorralError(f"{command.argv[:1]}: No such file or directory", code="guest")
+            case ["/etc/passwd"]:
+                raise CorralError("/etc/passwd: Permission denied", code="guest", status=126)
+        raise CorralError(f"{command.argv[:1]}: No such file or directory", code="guest", status=127)
 
     async def identify(self, identity: Identity, timeout: float = 5.0) -> None:
         await self._answer(timeout)
