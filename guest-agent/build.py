@@ -1,6 +1,7 @@
-"""Builds corral-guest, the resident agent inside VMs, as static musl binaries with zig's C compiler.
+"""Builds Corral's two C programs as static musl binaries with zig's C compiler: corral-guest, the resident agent inside
+VMs (beside this file), and corral-launch, which becomes QEMU (launcher/).
 
-    python guest-agent/build.py [--all | --target x86_64 aarch64 riscv64] [--out DIR] [--force]
+    python guest-agent/build.py [--all | --target x86_64 aarch64 riscv64] [--force]
 
 Default: only this machine's architecture. A binary whose sources did not change is left alone: beside each stands a
 stamp, the hash of everything that went into it. zig keeps its cache in $CORRAL_CACHE/zig (default .cache/zig); the
@@ -17,10 +18,22 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
-SOURCES = HERE / "src"
-OUT = HERE.parent / "src" / "corral" / "guest" / "bin"
+PACKAGE = HERE.parent / "src" / "corral"
+
+
+class Program(NamedTuple):
+    """``sources``: where its C files are; ``out``: where the binaries go, one for each target."""
+
+    name: str
+    sources: Path
+    out: Path
+
+
+AGENT = Program("corral-guest", HERE / "src", PACKAGE / "guest" / "bin")
+LAUNCHER = Program("corral-launch", HERE.parent / "launcher", PACKAGE / "engine" / "qemu" / "bin")
 TARGETS = ("x86_64", "aarch64", "riscv64")
 FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O2", "-static", "-s", "-Wall", "-Wextra", "-Werror", "-fno-sanitize=all")
 BUILD_TIMEOUT_S = 600.0
@@ -31,29 +44,30 @@ def host_target() -> str:
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine())
 
 
-def digest(target: str) -> str:
-    """The hash of all that decides about the binary for ``target``."""
+def digest(program: Program, target: str) -> str:
+    """The hash of all that decides about a program's binary for ``target``."""
     state = hashlib.sha256(repr((target, FLAGS)).encode())
-    for path in sorted(SOURCES.glob("*.[ch]")):
+    for path in sorted(program.sources.glob("*.[ch]")):
         state.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return state.hexdigest()
 
 
-def build(targets: Sequence[str] = (), out: Path = OUT, *, force: bool = False) -> list[Path]:
+def build(program: Program, targets: Sequence[str] = (), *, force: bool = False) -> list[Path]:
     """Make the binaries that are missing or old; the paths of all asked for. Raises CalledProcessError."""
-    out.mkdir(parents=True, exist_ok=True)
-    return [_build_one(target, out, force=force) for target in targets or (host_target(),)]
+    program.out.mkdir(parents=True, exist_ok=True)
+    return [_build_one(program, target, force=force) for target in targets or (host_target(),)]
 
 
-def _build_one(target: str, out: Path, *, force: bool) -> Path:
-    binary, stamp, wanted = out / f"corral-guest-{target}", out / f".corral-guest-{target}.stamp", digest(target)
+def _build_one(program: Program, target: str, *, force: bool) -> Path:
+    name, out, wanted = f"{program.name}-{target}", program.out, digest(program, target)
+    binary, stamp = out / name, out / f".{name}.stamp"
     if not force and binary.exists() and stamp.exists() and stamp.read_text() == wanted:
         return binary
     cache = Path(os.environ.get("CORRAL_CACHE") or HERE.parent / ".cache") / "zig"
     cache.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(cache), "ZIG_LOCAL_CACHE_DIR": str(cache)}
-    new = out / f".corral-guest-{target}.{os.getpid()}.new"  # two builds at once must not write one file
-    sources = [str(path) for path in sorted(SOURCES.glob("*.c"))]
+    new = out / f".{name}.{os.getpid()}.new"  # two builds at once must not write one file
+    sources = [str(path) for path in sorted(program.sources.glob("*.c"))]
     compiler = [sys.executable, "-m", "ziglang", "cc", "-target", f"{target}-linux-musl"]
     try:
         subprocess.run(
@@ -68,14 +82,14 @@ def _build_one(target: str, out: Path, *, force: bool) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Build the guest agent.")
+    parser = argparse.ArgumentParser(description="Build the guest agent and the launcher.")
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=[])
     parser.add_argument("--all", action="store_true", help="every architecture")
-    parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--force", action="store_true", help="even when nothing changed")
     options = parser.parse_args()
-    for path in build(TARGETS if options.all else options.target, options.out, force=options.force):
-        print(path)  # noqa: T201 - a command
+    for program in (AGENT, LAUNCHER):
+        for path in build(program, TARGETS if options.all else options.target, force=options.force):
+            print(path)  # noqa: T201 - a command
 
 
 if __name__ == "__main__":

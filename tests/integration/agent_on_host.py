@@ -37,7 +37,8 @@ def build_script() -> ModuleType:
 @cache
 def built() -> Path:
     """The binary for this machine, built if need be."""
-    (path,) = build_script().build()
+    script = build_script()
+    (path,) = script.build(script.AGENT)
     assert isinstance(path, Path)
     return path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,10 +21,12 @@ from corral.engine.qemu.launcher import (
     FIRST_UID,
     UID_COUNT,
     Launch,
+    Privileges,
     check_ports,
     choose_uid,
     confinement,
     grant,
+    program,
     spawn,
 )
 from corral.engine.qemu.record import MAX_LOG, Record, RunDir, ended
@@ -184,6 +187,51 @@ def test_a_program_that_cannot_be_executed_says_so(tmp_path: Path) -> None:
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 126
     assert "No such file" in run.last_words()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], "usage: corral-launch report=FD OPTIONS -- PROGRAM ARGUMENTS"),
+        (["report=one"], "one: Invalid argument"),
+        (["report=1", "join=/no/such/group"], "enter /no/such/group: No such file or directory"),
+        (["report=1", "uid=-1"], "-1: Invalid argument"),
+    ],
+)
+def test_the_launcher_says_what_stands_in_the_way(options: list[str], told: str) -> None:
+    done = subprocess.run([str(program()), *options, "--", "/bin/true"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (126, f"corral-launch: {told}\n")
+
+
+@AS_ROOT
+@pytest.mark.skipif(not shutil.which("gcc"), reason="no compiler with sanitizers")
+@pytest.mark.skipif(not Privileges.here().namespaces, reason="no namespaces can be made here")
+def test_the_launcher_confines_and_touches_no_memory_that_is_not_its_own(tmp_path: Path) -> None:
+    source, checked = Path(__file__).parents[2] / "launcher/launch.c", tmp_path / "corral-launch"
+    flags = ["-std=c11", "-D_GNU_SOURCE", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    subprocess.run(["gcc", *flags, "-o", str(checked), str(source)], check=True)
+    _open_up(tmp_path)
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    os.chown(ours, FIRST_UID, FIRST_UID)
+    group = tmp_path / "group"
+    group.write_text("")
+    script = f"id -u; id -G; echo $$; ls /dev; touch {ours}/x && echo made; touch {tmp_path}/x; grep -E 'Cap(Eff|Bnd)' /proc/$$/status"
+    read, report = os.pipe()
+    done = subprocess.run(
+        [str(checked), f"report={report}", f"uid={FIRST_UID}", "groups=7,9", "namespaces=1", f"writable={ours}",
+         "device=/dev/null", "device=/dev/zero", f"join={group}", "spare=1", "--", "/bin/sh", "-c", script],
+        pass_fds=[report], capture_output=True, text=True, check=False, env={"ASAN_OPTIONS": "detect_leaks=0"},
+    )  # fmt: skip
+    os.close(report)
+    with os.fdopen(read, "rb") as told:
+        os.waitpid(int(told.read()), 0)
+    uid, groups, pid, *rest = done.stdout.splitlines()
+    assert (int(uid), groups.split(), pid) == (FIRST_UID, [str(FIRST_UID), "7", "9"], "1")
+    assert rest[:3] == ["null", "zero", "made"]
+    assert [line.split()[1] for line in rest[3:]] == ["0" * 16] * 2
+    assert "Read-only file system" in done.stderr
+    assert int(group.read_text()) > 0
 
 
 def test_records_survive_the_disk_and_damage_is_no_record(tmp_path: Path) -> None:

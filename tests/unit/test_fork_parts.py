@@ -6,7 +6,6 @@ import ctypes
 import errno
 import mmap
 import os
-import platform
 import select
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from corral.engine.qemu import launch
+from corral.engine.qemu import launcher
 from corral.engine.qemu.engine import QemuEngine
 from corral.engine.qemu.fork import freeze, ram
 from corral.engine.qemu.fork.keeper import Keeper
@@ -239,23 +238,23 @@ async def test_what_the_system_refuses_while_freezing_is_told_with_a_hint(
     await engine.close()
 
 
-@pytest.mark.skipif(platform.machine() not in launch.FALLOCATE, reason="no filter for this architecture")
 def test_behind_the_filter_a_hole_is_not_made_and_everything_else_works(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"content" * 1000)
     script = """
 import ctypes, sys
-sys.path.insert(0, sys.argv[1])
-import launch
-launch.check("no_new_privs", launch.libc.prctl(launch.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-launch.spare_files()
-with open(sys.argv[2], "r+b") as file:
-    call = lambda mode, at, length: launch.libc.fallocate(file.fileno(), mode, ctypes.c_long(at), ctypes.c_long(length))
-    print(call(3, 0, 4096), call(0, 7000, 1000))
+libc = ctypes.CDLL(None, use_errno=True)
+with open(sys.argv[1], "r+b") as file:
+    call = lambda mode, at, length: libc.fallocate(file.fileno(), mode, ctypes.c_long(at), ctypes.c_long(length))
+    print(call(3, 0, 4096), call(0, 7000, 1000), flush=True)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(Path(launch.__file__).parent), str(path)], capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
+    read, report = os.pipe()
+    with os.fdopen(read, "rb") as told:
+        done = subprocess.run(
+            [str(launcher.program()), f"report={report}", "spare=1", "--", sys.executable, "-c", script, str(path)],
+            pass_fds=[report], capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        os.close(report)
+        os.waitpid(int(told.read()), 0)
     assert (done.stdout, done.stderr) == ("0 0\n", "")
     assert path.read_bytes() == b"content" * 1000 + bytes(1000)

@@ -195,7 +195,7 @@ def _drive(drive: Drive, *, boot_index: int | None, port: str, warm: bool) -> li
     """A drive's chain of block nodes: file → format → throttle filter (named after the drive, on top), and its device.
 
     The filter is there from the start, limits or not, since it cannot be slipped under a device later.
-    ``warm``: in a fork holes are not punched (see :mod:`corral.engine.qemu.launch`), so none is asked for.
+    ``warm``: in a fork holes are not punched (see launcher/launch.c), so none is asked for.
     """
     node = drive.name
     throttle: dict[str, object] = {"qom-type": "throttle-group", "id": group(node)}

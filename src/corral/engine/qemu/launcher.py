@@ -2,18 +2,18 @@
 
 As root every VM has a numeric user of its own, own mount, pid, IPC and UTS namespaces, no capability; as a plain user
 it stays that user, without new privileges. In both cases QEMU's seccomp sandbox is on and a QEMU without it does not
-start. :mod:`corral.engine.qemu.launch` is the small program that does it between daemon and QEMU.
+start. ``launcher/launch.c`` is the small program that does it between daemon and QEMU.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 import socket
 import stat
 import subprocess
-import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +21,13 @@ from pathlib import Path
 from corral.engine.protocol import Machine
 from corral.engine.qemu.command import SOCKETS
 from corral.engine.qemu.record import RunDir
-from corral.errors import CorralError, Refused, Unknown
+from corral.errors import CorralError, Refused, Unavailable, Unknown
 from corral.runtime.sockets import reachable
 
 # systemd's table of uid ranges leaves 0x70000000 to 0x7FFDFFFF unused (above containers, below its foreign range).
 FIRST_UID, UID_COUNT = 0x7000_0000, 0x0FFD_0000
 _CAP_SYS_ADMIN = 21
-_LAUNCH = Path(__file__).with_name("launch.py")
+_PROGRAMS = Path(__file__).with_name("bin")
 DEVICES = ("/dev/null", "/dev/urandom")
 
 
@@ -180,11 +180,11 @@ class Launch:
     inherited: tuple[int, ...] = ()
     """Further descriptors that it gets, under the same numbers."""
     spare: bool = False
-    """Punching holes into files succeeds and does nothing (see :func:`corral.engine.qemu.launch.spare_files`)."""
+    """Punching holes into files succeeds and does nothing (see ``spare_files`` in launcher/launch.c)."""
 
 
 def spawn(launch: Launch) -> int:
-    """Start QEMU and return its pid. Blocks for about 25 ms: call it in a thread.
+    """Start QEMU and return its pid. Blocks for some milliseconds: call it in a thread.
 
     The process gets the machine's lock; when somebody holds that already nothing is started (Unknown).
     """
@@ -202,7 +202,7 @@ def spawn(launch: Launch) -> int:
         opened += [read, report]
         options = [*confinement(launch), f"report={report}"]
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_LAUNCH), *options, "--", *launch.arguments(sockets)],
+            [str(program()), *options, "--", *launch.arguments(sockets)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -221,6 +221,17 @@ def spawn(launch: Launch) -> int:
     finally:
         for fd in opened:
             os.close(fd)
+
+
+def program() -> Path:
+    """corral-launch for this machine. Raises Unavailable when it is not built."""
+    path = _PROGRAMS / f"corral-launch-{platform.machine()}"
+    if not path.is_file():
+        raise Unavailable(
+            f"the launcher for {platform.machine()} has not been built",
+            hint="run script/setup (or: python guest-agent/build.py)",
+        )
+    return path
 
 
 def confinement(launch: Launch) -> list[str]:
