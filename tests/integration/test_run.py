@@ -50,7 +50,7 @@ def test_streams_status_and_no_network(shared: Platform) -> None:
 
 @pytest.mark.parametrize(
     ("program", "status", "why"),
-    [("no-such-program", 127, b"No such file"), ("/etc/passwd", 126, b"Permission denied")],
+    [("no-such-program", 127, b"not found"), ("/etc/passwd", 126, b"Permission denied")],
 )
 def test_a_program_that_cannot_be_started_is_told_as_a_shell_does(
     shared: Platform, program: str, status: int, why: bytes

@@ -15,7 +15,7 @@ from corral.engine.protocol import Template as Frozen
 from corral.errors import CorralError, NotFound
 from corral.guest.fake import FakeGuest
 from corral.guest.protocol import Identity
-from corral.model import Image, Memory, Meta, TaskState, Template, TemplateSpec
+from corral.model import Image, Memory, Meta, Task, TaskState, Template, TemplateSpec
 from corral.model.vm import start_of
 from corral.store.objects import Create
 from corral.units import GIB, MIB
@@ -287,6 +287,42 @@ def test_a_template_that_nobody_uses_makes_room_for_a_vm() -> None:
         assert all(one.spec.memory != 512 * MIB for one in (await stage.objects.list(Template)).items)
 
     on_stage(test, settings=AUTO._replace(template_memory=0.5))
+
+
+def test_a_template_waits_for_twice_its_memory_and_is_counted_so_while_it_is_made() -> None:
+    async def test(stage: Stage) -> None:
+        stage.facts = stage.facts._replace(memory=1 * GIB + 400 * MIB)  # of which the host keeps something
+        await stage.launch("small", memory=Memory(size=64 * MIB))
+        await stage.phase("running", "small")
+        task = await order(stage)
+        await asyncio.sleep(60)
+        step = (await stage.objects.get(Task, task)).status.steps[-1]
+        assert (await template_of(stage)).status.phase == "pending"
+        assert "takes its memory twice while it is made" in step.message
+        stage.facts = stage.facts._replace(memory=2 * GIB)
+        stage.points.die_at, stage.points.died = "template.spawned", asyncio.Event()
+        await asyncio.wait_for(stage.points.died.wait(), 60)
+        assert stage.agent.stock.held() == 1 * GIB
+        await stage.stop()
+        await stage.start()  # what is made already is not counted against itself
+        assert (await stage.done(task)).status.state is TaskState.DONE
+        assert stage.agent.stock.held() == 512 * MIB
+
+    on_stage(test)
+
+
+def test_a_vm_is_not_frozen_without_memory_for_the_copy() -> None:
+    async def test(stage: Stage) -> None:
+        await stage.launch("parent")
+        await stage.phase("running", "parent")
+        stage.facts = stage.facts._replace(memory_available=500 * MIB)
+        await fork(stage, "parent", "child")
+        task = await stage.done("task-launch-child-1")
+        assert task.status.state is TaskState.FAILED
+        assert "there is no memory for a copy of it" in (await stage.vm("child")).status.reason
+        assert await stage.engine.templates() == []
+
+    on_stage(test)
 
 
 def test_a_guest_that_does_not_take_its_identity_stays_unplugged_and_says_so() -> None:

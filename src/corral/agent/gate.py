@@ -22,7 +22,9 @@ EVICTION_S = 0.5
 class Stock(Protocol):
     """The templates of this host, as far as they take memory (:class:`corral.agent.templates.stock.TemplateStock`)."""
 
-    def held(self) -> int: ...
+    def held(self, but: str = "") -> int:
+        """Bytes of memory that they take, all except one."""
+        ...
 
     def evict(self) -> bool:
         """Let one that nobody uses go; False: there is none."""
@@ -103,7 +105,10 @@ class Entrance:
         return Gate(f"does not fit now: {why}", again_s=self._settings.recheck_s)
 
     def lacks(self, memory: Memory, cpus: int, *, but: str = "") -> str:
-        """Admission at the last moment: what runs here counts, by what it is allowed to use. Empty: it fits."""
+        """Admission at the last moment: what runs here counts, by what it is allowed to use. Empty: it fits.
+
+        ``but``: the VM or template that asks.
+        """
         facts = self._joined.facts()
         others = [v for id in self._picture.alive if id != but and (v := self._picture.vms.get(id)) is not None]
         spec, taken = self._registration.spec, Taken()
@@ -113,7 +118,7 @@ class Entrance:
             host=self._registration.name, arch=facts.arch, cpus=facts.cpus, memory=facts.memory,
             reserved=self._registration.reserved(facts), overhead=self._registration.overhead,
             used=taken.memory, promised=taken.reserve, vms=taken.vms, disk_free=facts.disk_free,
-            templates=self._stock.held(), budget=spec.memory_budget, overcommit=spec.memory_overcommit,
+            templates=self._stock.held(but), budget=spec.memory_budget, overcommit=spec.memory_overcommit,
         )  # fmt: skip
         verdict = judge(Need(memory=memory.size, reserve=memory.reserve or 0, cpus=cpus), room)
         if not verdict.fits:

@@ -74,6 +74,22 @@ class Template(Resource, frozen=True, kw_only=True, tag_field="kind", tag="templ
     status: TemplateStatus = TemplateStatus()
 
 
+def memory_of(template: Template) -> int:
+    """Bytes of its host's memory that it takes now; while it is made, with what the guest that was booted for it has:
+    its memory is copied out of that guest.
+    """
+    spec, status = template.spec, template.status
+    if status.phase in (TemplatePhase.PENDING, TemplatePhase.ERROR):
+        return 0
+    size = status.memory or spec.memory
+    return size * making_takes(spec) if status.phase is TemplatePhase.BUILDING else size
+
+
+def making_takes(spec: TemplateSpec) -> int:
+    """How many times its memory the making of a template takes. A VM that is frozen is counted by itself."""
+    return 1 if spec.source else 2
+
+
 def default_name(spec: TemplateSpec) -> str:
     """``debian-1x512m``: what a template is called when nobody says."""
     size = f"{spec.memory // GIB}g" if spec.memory % GIB == 0 else f"{spec.memory // MIB}m"

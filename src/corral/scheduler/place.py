@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from corral.model import Host, Memory, Power, Template, TemplatePhase, Vm
+from corral.model.template import memory_of
 from corral.units import GIB, MIB
 
 DEFAULT_OVERHEAD = 60 * MIB
@@ -112,7 +113,7 @@ def kept(template: Template) -> int:
     status = template.status
     if status.phase in (TemplatePhase.PENDING, TemplatePhase.ERROR) or (template.spec.auto and not status.forks):
         return 0
-    return status.memory or template.spec.memory
+    return memory_of(template)
 
 
 def rooms(

@@ -19,7 +19,7 @@ class Budget(NamedTuple):
 
 
 def holds(template: Template) -> int:
-    """Bytes of memory that a template takes, or will take when it is made."""
+    """Bytes of memory that a template takes, or will take once it is made."""
     return (template.status.memory or template.spec.memory) if template.status.phase in LOADED else 0
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from corral.agent.events import EventLog
-from corral.agent.gate import Entrance
+from corral.agent.gate import EVICTION_S, Entrance
 from corral.agent.host import Registration
 from corral.agent.picture import Picture, boot_id
 from corral.agent.ports import BootFiles, Joined
@@ -27,6 +27,7 @@ from corral.engine.protocol import Engine, State
 from corral.errors import Bug, CorralError, NotFound, Refused
 from corral.governor.protocol import VmPlan
 from corral.model import Phase, TaskState, Template, TemplatePhase
+from corral.model.template import making_takes
 from corral.model.vm import Memory, start_of
 from corral.runtime import KeyedQueue, Runtime
 from corral.store.objects import Objects, Remove
@@ -246,6 +247,7 @@ class TemplateJobs:
         vm = self._picture.vms.get(template.spec.source)
         if vm is None or vm.status.phase is not Phase.RUNNING:
             raise Refused("the VM that it was to be frozen from does not run", code="wrong-phase")
+        await self._have_room(template)
         await self._stock.set(template.meta.id, phase=TemplatePhase.BUILDING, reason="", host=self._registration.name)
         return await self._boots.freeze(template, vm, self._files(template), self._teller(template.meta.id))
 
@@ -265,11 +267,20 @@ class TemplateJobs:
                 self._booting = ""
 
     async def _have_room(self, template: Template) -> None:
-        """Wait until its memory is free. One of the platform's does not wait: there are better uses."""
-        while why := self._entrance.lacks(Memory(size=template.spec.memory), template.spec.cpus):
-            if template.spec.auto:
+        """Wait until there is the memory to make it. One of the platform's does not wait: there are better uses."""
+        id, spec = template.meta.id, template.spec
+        times = making_takes(spec)
+        while why := self._entrance.lacks(Memory(size=times * spec.memory), spec.cpus, but=id):
+            why = f"{why} (a template takes its memory twice while it is made)" if times > 1 else why
+            if spec.auto and not spec.source:
                 raise Refused(why, code="no-capacity")
-            self._book.step(template.meta.id, "turn", why)
+            if self._stock.evict():
+                self._book.step(id, "turn", "waits for the memory of a template that nobody uses")
+                await self._rt.clock.sleep(EVICTION_S)
+                continue
+            if spec.source:
+                raise Refused(f"there is no memory for a copy of it: {why}", code="no-capacity", hint="stop other VMs")
+            self._book.step(id, "turn", why)
             await self._rt.clock.sleep(LOOK_S)
 
     def _teller(self, id: str) -> Any:

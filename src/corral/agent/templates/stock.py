@@ -17,13 +17,13 @@ from corral.agent.machine import machine_of, wants_root, wants_seed
 from corral.agent.picture import Picture
 from corral.agent.ports import BootFiles, Joined
 from corral.agent.settings import Settings
-from corral.agent.templates.budget import Budget, holds, least_recent, make_room
+from corral.agent.templates.budget import Budget, least_recent, make_room
 from corral.agent.templates.choose import Choice, alike, choose, must_boot, spec_of
 from corral.engine.protocol import Engine
 from corral.engine.protocol import Template as Frozen
 from corral.errors import NotFound, Refused
 from corral.model import Meta, Template, TemplatePhase, TemplateSpec, TemplateStatus, Vm
-from corral.model.template import default_name
+from corral.model.template import default_name, memory_of
 from corral.model.vm import start_of
 from corral.runtime import Runtime
 from corral.store.objects import Objects
@@ -108,9 +108,9 @@ class TemplateStock:
 
     # What they take
 
-    def held(self) -> int:
-        """Bytes of memory that they hold."""
-        return sum(holds(one) for one in self.here())
+    def held(self, but: str = "") -> int:
+        """Bytes of memory that they take now, all except one."""
+        return sum(memory_of(one) for one in self.here() if one.meta.id != but)
 
     def evict(self) -> bool:
         """Let one that nobody uses go, to make room for a VM; False: there is none."""

@@ -14,7 +14,7 @@ from corral.api.service.launch import changed_spec
 from corral.errors import NotFound, Problem, Refused
 from corral.model import Image, ImagePhase, Nic, Phase, Power, Task, Template, TemplateSpec, Vm
 from corral.model.base import Resource
-from corral.model.template import default_name
+from corral.model.template import default_name, making_takes
 from corral.model.validate import (
     MAX_COUNT,
     accept,
@@ -92,11 +92,14 @@ class Templating(Imaging):
             problems.append(Problem("spec.disk", f"image {image.meta.name} has no disk", "no size"))
         refuse(problems)
         rooms = await self.ledger.rooms()
-        need = Need(memory=spec.memory, cpus=spec.cpus, arch=image.spec.arch, host=image.status.host)
+        need = Need(
+            memory=making_takes(spec) * spec.memory, cpus=spec.cpus, arch=image.spec.arch, host=image.status.host
+        )
         host, table = choose(need, rooms)
         if host is None and table and not any(room.phase == "unknown" for room in rooms):
             hosts = [verdict.as_row() for verdict in table]
-            raise Refused(sentence(table), code="no-capacity", hint="stop or delete VMs, or ask for less", hosts=hosts)
+            hint = "it takes its memory twice while it is made: stop or delete VMs, or ask for less"
+            raise Refused(sentence(table), code="no-capacity", hint=hint, hosts=hosts)
 
     async def delete_template(self, ref: str, *, project: str = "default", revision: int | None = None) -> None:
         """Ask for the end of a template; Refused ``in-use`` while a VM forked from it runs, or is to be forked."""
