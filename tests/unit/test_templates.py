@@ -325,6 +325,36 @@ def test_a_vm_is_not_frozen_without_memory_for_the_copy() -> None:
     on_stage(test)
 
 
+@pytest.mark.parametrize("while_away", [False, True])
+def test_a_template_without_a_record_is_told_of_and_can_go(while_away: bool) -> None:
+    async def test(stage: Stage) -> None:
+        await stage.done(await order(stage))
+        template = await template_of(stage)
+        if while_away:
+            await stage.stop()
+        await stage.objects.delete(template)
+        if while_away:
+            await stage.start()
+        await asyncio.sleep(30)
+        lost = await until(stage, "lost", f"lost-{template.meta.id}")
+        assert (lost.meta.id, lost.status.memory) == (template.meta.id, 512 * MIB)
+        assert lost.meta.name in (await stage.told("UnknownTemplate")).message
+        await stage.launch()
+        assert start_of(await stage.phase("running")).how == "cold"
+        await asyncio.sleep(1000)
+        assert [one.id for one in await stage.engine.templates()] == [template.meta.id], "nobody asked for its end"
+        if while_away:
+            await retire(stage, lost.meta.name)
+        else:  # like any that nobody uses, it makes room for a VM
+            stage.facts = stage.facts._replace(memory=2 * GIB, memory_available=2 * GIB)
+            await stage.launch("big", memory=Memory(size=1 * GIB))
+            await stage.phase("running", "big")
+        await gone(stage, lost.meta.name)
+        assert await stage.engine.templates() == []
+
+    on_stage(test)
+
+
 def test_a_guest_that_does_not_take_its_identity_stays_unplugged_and_says_so() -> None:
     async def test(stage: Stage) -> None:
         await stage.done(await order(stage))

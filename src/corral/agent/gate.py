@@ -90,7 +90,7 @@ class Entrance:
         template = self._picture.templates.get(vm.spec.template)
         if template is None:
             return Gate("what it was to be forked from is gone", error=True)
-        if template.status.phase in (TemplatePhase.ERROR, TemplatePhase.STALE):
+        if template.status.phase in (TemplatePhase.ERROR, TemplatePhase.STALE, TemplatePhase.LOST):
             return Gate(f"what it was to be forked from failed: {template.status.reason}", error=True)
         if template.status.phase is not TemplatePhase.READY:
             return Gate("waits until the VM that it is forked from is frozen")

@@ -87,6 +87,10 @@ class Picture:
         if len(self._graves) > GRAVES:
             self._graves.popitem(last=False)
 
+    def exhume(self, id: str) -> None:
+        """A record of this id is made anew."""
+        self._graves.pop(id, None)
+
     def of(self, vm_id: str) -> Memory:
         return self.memory.setdefault(vm_id, Memory())
 

@@ -17,6 +17,8 @@ class TemplatePhase(StrEnum):
     READY = "ready"
     STALE = "stale"
     """This host, its QEMU or the image is no longer what it was made with."""
+    LOST = "lost"
+    """It was found on the host and no record told of it, so nobody knows whose it is: nothing is forked from it."""
     ERROR = "error"
 
 

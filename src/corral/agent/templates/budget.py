@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from corral.model import Template, TemplatePhase, TemplateSpec
 
-LOADED = (TemplatePhase.BUILDING, TemplatePhase.READY, TemplatePhase.STALE)
+LOADED = (TemplatePhase.BUILDING, TemplatePhase.READY, TemplatePhase.STALE, TemplatePhase.LOST)
 """Phases in which one takes memory."""
 
 
@@ -26,7 +26,7 @@ def holds(template: Template) -> int:
 def idle(template: Template) -> bool:
     """The platform made it, and nobody runs on it: it may go."""
     spec, status = template.spec, template.status
-    settled = status.phase in (TemplatePhase.READY, TemplatePhase.STALE, TemplatePhase.ERROR)
+    settled = status.phase not in (TemplatePhase.PENDING, TemplatePhase.BUILDING)
     return spec.auto and not spec.source and settled and not status.forks and template.meta.deleted is None
 
 

@@ -24,6 +24,7 @@ from corral.agent.templates.stock import TemplateStock
 from corral.agent.turns import Turns
 from corral.agent.verdict import Verdict
 from corral.engine.protocol import Engine, State
+from corral.engine.protocol import Template as Frozen
 from corral.errors import Bug, CorralError, NotFound, Refused
 from corral.governor.protocol import VmPlan
 from corral.model import Phase, TaskState, Template, TemplatePhase
@@ -31,6 +32,7 @@ from corral.model.template import making_takes
 from corral.model.vm import Memory, start_of
 from corral.runtime import KeyedQueue, Runtime
 from corral.store.objects import Objects, Remove
+from corral.units import format_size
 
 log = structlog.get_logger("templates")
 
@@ -59,6 +61,8 @@ class TemplateJobs:
         self._place = asyncio.Semaphore(1)
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._booting = ""
+        self._unknown: set[str] = set()
+        """Without a record when they were looked at last."""
 
     def poke(self, id: str) -> None:
         """Something about this template may have changed."""
@@ -97,7 +101,7 @@ class TemplateJobs:
     async def _look_for_ever(self) -> None:
         while True:
             await self._rt.clock.sleep(LOOK_S)
-            if not self._picture.templates:
+            if not self._picture.templates and not self._unknown:
                 continue
             try:
                 await self.look()
@@ -106,9 +110,24 @@ class TemplateJobs:
 
     async def look(self) -> None:
         """See what is on this host; whatever has a record here gets handled."""
-        self._stock.fill(await self._engine.templates())
+        found = await self._engine.templates()
+        self._stock.fill(found)
+        unknown = {frozen.id: frozen for frozen in found if frozen.id not in self._picture.templates}
+        for id in unknown.keys() & self._unknown:  # not one that has just been deleted, or whose record is on its way
+            await self._adopt(unknown.pop(id))
+        self._unknown = set(unknown)
         for id in self._picture.templates:
             self.poke(id)
+
+    async def _adopt(self, frozen: Frozen) -> None:
+        await self._stock.adopt(frozen)
+        template = self._picture.templates.get(frozen.id)
+        if template is None:
+            return
+        name, size = template.meta.name, f"{format_size(frozen.memory)} of memory, {format_size(frozen.disk)} on disk"
+        text = f"a template without a record is on this host: {name} ({size}); corral template delete removes it"
+        log.warning("a template has no record", template=frozen.id)
+        self._events.emit(template, "UnknownTemplate", text, "warning")
 
     async def plans(self) -> list[VmPlan]:
         """The guest that boots for a template, for the governor of CPU time."""
@@ -145,6 +164,9 @@ class TemplateJobs:
             return await self._stale(template)
         if phase is TemplatePhase.ERROR:
             return await self._erroneous(template)
+        if phase is TemplatePhase.LOST:
+            await self._lost(template)
+            return None
         left, verdict = self._book.due(id)
         if verdict is not None:
             await self._cancel(id)
@@ -201,6 +223,13 @@ class TemplateJobs:
             await self._stock.retire(template)
             return None
         return left
+
+    async def _lost(self, template: Template) -> None:
+        """It stays until a person deletes it, or a VM needs its memory."""
+        if self._stock.find(template.meta.id) is None:
+            await self._stock.retire(template)
+        else:
+            await self._stock.set(template.meta.id, forks=self._forks(template.meta.id))
 
     def _forks(self, id: str) -> int:
         """VMs forked from it that have a process."""
@@ -346,7 +375,9 @@ class TemplateJobs:
         return None
 
     async def _gone(self, id: str) -> float | None:
-        """The record was removed: its job and its tasks end. What is on the host stays; a person decides about it."""
+        """The record was removed: its job and its tasks end. What is on the host stays, and is told of."""
+        if self._stock.find(id) is not None:
+            self._unknown.add(id)
         await self._cancel(id)
         await self._end(id, Verdict(TaskState.CANCELLED, Refused("the template was deleted", code="cancelled")))
         return None

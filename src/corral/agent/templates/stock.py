@@ -141,6 +141,25 @@ class TemplateStock:
         disk = facts.disk_free + sum(one.status.disk for one in self.here())
         return Budget(int(settings.template_memory * facts.memory), int(settings.template_disk * disk))
 
+    async def adopt(self, frozen: Frozen) -> None:
+        """Have a record of one that is on this host and that no record tells of: so it can be seen, and can go."""
+        now, cards = self._rt.clock.now(), len(frozen.machine.cards)
+        spec = TemplateSpec(image="unknown", cpus=frozen.machine.cpus, memory=frozen.memory, cards=cards, auto=True)
+        status = TemplateStatus(
+            phase=TemplatePhase.LOST, host=self._registration.name,
+            reason="no record told of it, so nobody knows whose it is",
+            hardware=frozen.hardware, memory=frozen.memory, disk=frozen.disk, made_at=frozen.made_at,
+        )  # fmt: skip
+        meta = Meta(id=frozen.id, name=f"lost-{frozen.id}", project="default", created=now)
+        self._picture.exhume(frozen.id)
+        try:
+            (made,) = await self._objects.create(Template(meta=meta, spec=spec, status=status))
+        except Refused as error:
+            if error.code != "exists":
+                raise
+            return  # there is a record, and it will be heard of
+        self._picture.put(made)
+
     async def _create(self, vm: Vm, spec: TemplateSpec) -> None:
         name = default_name(spec)
         for last, attempt in enumerate((name, f"{name[:50]}-{self._rt.random.token(4).hex()}")):
