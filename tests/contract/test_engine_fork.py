@@ -64,6 +64,14 @@ def fork_of(host: Host, of: Template, **more: object) -> Machine:
     return msgspec.structs.replace(child, drives=drives, **more)
 
 
+async def test_a_machine_without_a_disk_is_frozen_and_forked_too(host: Host) -> None:
+    parent = await host.started(drives=())
+    template, _ = await frozen(host, parent)
+    assert (await host.engine.create(fork_of(host, template))).state is State.CREATED
+    again, _ = await frozen(host, parent)
+    assert {one.id for one in await host.engine.templates()} == {template.id, again.id}
+
+
 async def test_a_fork_starts_where_its_template_stood_and_the_parent_goes_on(host: Host) -> None:
     parent = await host.started(cards=(CARD,))
     before = await host.engine.inspect(parent.id)

@@ -78,21 +78,26 @@ async def settle(machine: QemuMachine, shelf: Shelf) -> bool:
     freezing = machine.record.freezing
     if freezing is None:
         return False
-    change: dict[str, Any] = {"freezing": None}
     done = await is_switched(machine, freezing.template, freezing.overlays)
     if (await machine.command(Verb.STATUS))["status"] == "paused":
         await machine.command(Verb.CONTINUE)
-    nodes = {name: node_of(name, freezing.template) for name in freezing.overlays}
     if done:
-        now = switched(machine.record.machine, freezing.overlays)
-        change |= {"machine": now, "tops": machine.record.tops | nodes}
-    else:
-        for left in {node["node-name"] for node in await _nodes(machine)} & set(nodes.values()):
-            await machine.command(Verb.REMOVE_NODE, {"node-name": left})
-        await asyncio.to_thread(shelf.remove, freezing.template)
-        machine.run.state(freezing.template).unlink(missing_ok=True)
-    machine.save(**change)
-    return done
+        _is_frozen(machine, freezing)
+        return True
+    ours = {node_of(name, freezing.template) for name in freezing.overlays}
+    for left in {node["node-name"] for node in await _nodes(machine)} & ours:
+        await machine.command(Verb.REMOVE_NODE, {"node-name": left})
+    await asyncio.to_thread(shelf.remove, freezing.template)
+    machine.run.state(freezing.template).unlink(missing_ok=True)
+    machine.save(freezing=None)
+    return False
+
+
+def _is_frozen(machine: QemuMachine, freezing: Freezing) -> None:
+    """It has been frozen, and runs: have its record say what it writes to."""
+    tops = {name: node_of(name, freezing.template) for name in freezing.overlays}
+    now = switched(machine.record.machine, freezing.overlays)
+    machine.save(freezing=None, machine=now, tops=machine.record.tops | tops)
 
 
 async def _nodes(machine: QemuMachine, *, flat: bool = True) -> list[dict[str, Any]]:
@@ -247,7 +252,7 @@ class Freeze:
             finally:
                 machine.hold = False
         seconds = clock.monotonic() - began
-        await settle(machine, self._shelf)
+        _is_frozen(machine, Freezing(template=self.id, overlays=self.overlays))
         return Pause(seconds, copied, None)
 
     def _copy_last(self, memory: Memory, target: mmap.mmap, watched: bool) -> int:
