@@ -39,7 +39,7 @@ def impatient() -> Iterator[Platform]:
         (one.state / "agent.toml").write_text("".join(lines))
         one.up()
         one.run("image", "build", "micro", timeout=300)
-        one.run("launch", "micro", "--name", "victim", "--memory", "96M")
+        one.run("launch", "micro", "--name", "victim", "--memory", "192M")
         yield one
 
 
@@ -166,7 +166,7 @@ def test_an_end_for_memory_is_told_from_a_kill(victim: Platform) -> None:
     if used is None:
         pytest.skip(f"memory cannot be limited here: {groups.describe()}")
     groups.memory_limit(vm["meta"]["id"], used + (4 << 20))
-    abandoned(victim, "sh", "-c", "mkdir /tmp/m; mount -t tmpfs m /tmp/m; dd if=/dev/zero of=/tmp/m/f bs=1M count=40")
+    abandoned(victim, "sh", "-c", "mkdir /tmp/m; mount -t tmpfs m /tmp/m; dd if=/dev/zero of=/tmp/m/f bs=1M count=110")
     until_running(victim, other_than=vm["status"]["pid"])
     assert events(victim, "OutOfMemory")[-1].startswith("the kernel ended its QEMU for memory")
 

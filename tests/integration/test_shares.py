@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from corral.host.cgroup import choose
 from tests.integration.platform import Platform, wait_until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.alone, pytest.mark.timeout(300)]
@@ -56,6 +57,19 @@ def parts(platform: Platform, seconds: float = 6.0) -> list[float]:
 def why(platform: Platform, name: str) -> list[str]:
     """Codes of what `corral vm explain` finds."""
     return platform.text("vm", "explain", name, "-o", "name").split()
+
+
+def weighed(platform: Platform) -> list[Path]:
+    """Where the kernel has each guest's weight."""
+    groups = choose(platform.state)
+    files = [groups.weighing(platform.vm(name)["meta"]["id"], 1.0) for name in NAMES]
+    return [file[0] for file in files if file is not None]
+
+
+def even(files: list[Path]) -> bool:
+    """All have the same weight, about: nobody waits for a turn that never comes."""
+    weights = [int(file.read_text()) for file in files]
+    return len(weights) == len(NAMES) and max(weights) < 2 * min(weights)
 
 
 def governor(platform: Platform) -> int:
@@ -110,15 +124,29 @@ def test_a_limit_holds_and_is_lifted(platform: Platform) -> None:
 
 
 def test_the_governor_killed_or_stopped_is_replaced_and_nobody_starves(platform: Platform) -> None:
-    first = governor(platform)
+    first, files = governor(platform), weighed(platform)
     os.kill(first, signal.SIGKILL)
     assert min(used(platform, 2.0)) > 0.05
     wait_until(lambda: governor(platform) != first, 30, "another governor")
     second = governor(platform)
+    time.sleep(2)
     os.kill(second, signal.SIGSTOP)
+    wait_until(lambda: even(files), 8, "the weights to be put right, before anybody replaces it")
     assert min(used(platform, 2.0)) > 0.05
     wait_until(lambda: second not in platform.processes(), 60, "the stopped governor to be replaced")
     assert governor(platform) != second
+
+
+def test_the_governor_and_the_daemon_killed_together_leave_fair_weights_and_free_threads(platform: Platform) -> None:
+    pid, qemus, files = governor(platform), platform.qemus(), weighed(platform)
+    time.sleep(2)
+    daemon = platform.pid()
+    os.kill(daemon, signal.SIGSTOP)  # it shall not put anything right
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: even(files), 8, "the weights to be put right")
+    wait_until(lambda: all(os.sched_getaffinity(qemu) == os.sched_getaffinity(0) for qemu in qemus), 8, "free threads")
+    os.kill(daemon, signal.SIGCONT)
+    wait_until(lambda: governor(platform) != pid, 30, "another governor")
 
 
 def test_with_the_daemon_gone_threads_are_free_and_groups_go_with_their_vms(platform: Platform) -> None:

@@ -118,8 +118,8 @@ def test_forks_of_a_running_vm_have_its_memory_and_it_goes_on(warm: Platform) ->
 def test_killed_while_a_template_is_made_it_is_still_made(warm: Platform, point: str) -> None:
     warm.run("down")
     pid = warm.up(CORRAL_KILL_AT=point)
-    warm.run("template", "create", "micro", "--name", "second", "--memory", "98M", "--no-wait", check=False)
-    wait_until(lambda: not alive(pid), 90, f"the daemon to be killed at {point}")
+    said = warm.run("template", "create", "micro", "--name", "second", "--memory", "98M", "--no-wait", check=False)
+    wait_until(lambda: not alive(pid), 90, f"the daemon to be killed at {point} {said.stderr.decode()}")
     warm.up()
     wait_until(lambda: warm.json("template", "show", "second")["status"]["phase"] == "ready", 120, "the template", 0.5)
     assert warm.qemus() == []

@@ -124,6 +124,26 @@ def test_busy_guests_get_by_weight_across_cores(weights: tuple[int, ...]) -> Non
         assert used[id] == pytest.approx(2 * weight / sum(weights), rel=0.01)
 
 
+def test_who_waits_for_a_turn_weighs_nothing_and_somebody_else_knows_what_it_should() -> None:
+    host, governor = governed(vm("a"), vm("b"), vm("c", weight=200))
+    governor.follow(Plan(vms=(vm("a"), vm("b"), vm("c"))))
+    go(host, governor, 2.0)
+    assert sorted(guest.weight > 0.1 for guest in host.guests.values()) == [False, True, True]
+    assert list(host.guarded.values()) == pytest.approx([2 / 3] * 3, rel=0.01)
+    governor.release()
+    assert [guest.weight for guest in host.guests.values()] == pytest.approx([2 / 3] * 3, rel=0.01)
+    assert host.guarded == {}
+
+
+def test_nobody_waits_for_a_turn_when_nobody_would_put_it_right() -> None:
+    host, governor = governed(vm("a"), vm("b"), vm("c"))
+    host.guardian = False
+    go(host, governor, 2.0)
+    used = go(host, governor, 10.0)
+    assert min(guest.weight for guest in host.guests.values()) > 0.3
+    assert list(used.values()) == pytest.approx([2 / 3] * 3, rel=0.01)
+
+
 def test_nobody_is_bound_while_there_is_enough() -> None:
     host, governor = governed(vm("a"), vm("b"))
     go(host, governor, 3.0)

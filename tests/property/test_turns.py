@@ -1,0 +1,56 @@
+"""Taking turns on cores: one owner for each, no thread behind by more than about a turn, as few moves as that allows."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from corral.scheduler.shares.turns import KEEP_S, Turn, turns
+
+TICK = 0.02
+
+
+@st.composite
+def contests(draw: st.DrawFn) -> tuple[list[float], int]:
+    """Entitlements of hungry threads, that add up to the cores there are; none is a whole core."""
+    cores = draw(st.integers(1, 4))
+    parts = draw(st.lists(st.floats(0.2, 1.0), min_size=2 * cores, max_size=3 * cores))
+    entitled = [part / sum(parts) * cores for part in parts]
+    return [min(one, 0.95) for one in entitled], cores
+
+
+@settings(max_examples=60, deadline=None)
+@given(contests())
+def test_nobody_is_behind_by_more_than_a_few_turns(contest: tuple[list[float], int]) -> None:
+    entitled, cores = contest
+    turn = Turn([n % cores for n in range(len(entitled))], [n < cores for n in range(len(entitled))])
+    deficit = [0.0] * len(entitled)
+    due = cores / sum(entitled)
+    for _ in range(400):
+        turn = turns(entitled, deficit, turn, cores, TICK)
+        owners = [core for core, owns in zip(turn.core, turn.owns, strict=True) if owns]
+        assert sorted(owners) == list(range(cores)), "each core has one owner"
+        for n, owns in enumerate(turn.owns):
+            deficit[n] += entitled[n] * due * TICK - (TICK if owns else 0.0)
+        assert max(map(abs, deficit)) < 2 * TICK + KEEP_S
+
+
+def test_three_equal_threads_on_two_cores_change_cores_at_most_once_a_turn() -> None:
+    entitled, deficit, moves = [2 / 3] * 3, [0.0] * 3, 0
+    turn = Turn([0, 1, 0], [True, True, False])
+    for _ in range(300):
+        before, turn = turn, turns(entitled, deficit, turn, 2, TICK)
+        moves += sum(a != b for a, b in zip(before.core, turn.core, strict=True))
+        deficit = [d + 2 / 3 * TICK - (TICK if owns else 0.0) for d, owns in zip(deficit, turn.owns, strict=True)]
+    assert moves <= 300
+
+
+def test_a_turn_goes_on_where_nobody_is_owed_more() -> None:
+    turn = Turn([0, 1, 1], [True, True, False])
+    assert turns([1.0, 0.5, 0.5], [0.0, 0.0005, 0.0], turn, 2, TICK) == turn
+
+
+def test_who_is_owed_most_takes_the_core_it_waits_on_without_a_move() -> None:
+    turn = turns([2 / 3] * 3, [-0.02, -0.001, 0.021], Turn([0, 1, 0], [True, True, False]), 2, TICK)
+    assert turn.owns == [False, True, True]
+    assert turn.core[1:] == [1, 0]
