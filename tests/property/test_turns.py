@@ -19,7 +19,7 @@ def contests(draw: st.DrawFn) -> tuple[list[float], int]:
     return [min(one, 0.95) for one in entitled], cores
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(contests())
 def test_nobody_is_behind_by_more_than_a_few_turns(contest: tuple[list[float], int]) -> None:
     entitled, cores = contest
@@ -32,7 +32,7 @@ def test_nobody_is_behind_by_more_than_a_few_turns(contest: tuple[list[float], i
         assert sorted(owners) == list(range(cores)), "each core has one owner"
         for n, owns in enumerate(turn.owns):
             deficit[n] += entitled[n] * due * TICK - (TICK if owns else 0.0)
-        assert max(map(abs, deficit)) < 2 * TICK + KEEP_S
+        assert max(map(abs, deficit)) < 3 * TICK + KEEP_S
 
 
 def test_three_equal_threads_on_two_cores_change_cores_at_most_once_a_turn() -> None:
