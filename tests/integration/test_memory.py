@@ -36,7 +36,9 @@ def platform() -> Iterator[Platform]:
         one.run("vm", "set", RESERVED, "memory.reserve=256M")
         time.sleep(3)  # what they freed while they booted comes back
         limit = held(one) + SPARE
-        one.run("host", "set", name, f"memory_budget={limit >> 20}M", f"memory_overcommit={ADMITTED / limit + 0.01:.3f}")
+        one.run(
+            "host", "set", name, f"memory_budget={limit >> 20}M", f"memory_overcommit={ADMITTED / limit + 0.01:.3f}"
+        )
         yield one
 
 

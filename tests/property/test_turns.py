@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from corral.scheduler.shares.fill import fill
 from corral.scheduler.shares.turns import KEEP_S, Turn, turns
 
 TICK = 0.02
@@ -12,11 +14,11 @@ TICK = 0.02
 
 @st.composite
 def contests(draw: st.DrawFn) -> tuple[list[float], int]:
-    """Entitlements of hungry threads, that add up to the cores there are; none is a whole core."""
+    """Entitlements of hungry threads by weight, that add up to the cores there are; at most a whole core each."""
     cores = draw(st.integers(1, 4))
-    parts = draw(st.lists(st.floats(0.2, 1.0), min_size=2 * cores, max_size=3 * cores))
-    entitled = [part / sum(parts) * cores for part in parts]
-    return [min(one, 0.95) for one in entitled], cores
+    weights = np.array(draw(st.lists(st.floats(0.2, 1.0), min_size=cores + 1, max_size=3 * cores)))
+    none = np.zeros(len(weights))
+    return fill(float(cores), weights, none, none + np.inf, none + 1.0).entitlement.tolist(), cores
 
 
 @settings(max_examples=100, deadline=None)
@@ -25,13 +27,12 @@ def test_nobody_is_behind_by_more_than_a_few_turns(contest: tuple[list[float], i
     entitled, cores = contest
     turn = Turn([n % cores for n in range(len(entitled))], [n < cores for n in range(len(entitled))])
     deficit = [0.0] * len(entitled)
-    due = cores / sum(entitled)
     for _ in range(400):
         turn = turns(entitled, deficit, turn, cores, TICK)
         owners = [core for core, owns in zip(turn.core, turn.owns, strict=True) if owns]
         assert sorted(owners) == list(range(cores)), "each core has one owner"
         for n, owns in enumerate(turn.owns):
-            deficit[n] += entitled[n] * due * TICK - (TICK if owns else 0.0)
+            deficit[n] += entitled[n] * TICK - (TICK if owns else 0.0)
         assert max(map(abs, deficit)) < 3 * TICK + KEEP_S
 
 
