@@ -77,12 +77,15 @@ class Files(NamedTuple):
 
 
 class FakeImages:
-    """``stock``: what is there. ``work``: what building and fetching do, before they succeed."""
+    """``stock``: what is there. ``work``: what building and fetching do, before they succeed. ``today``: the recipe;
+    ``made``: the digest of what comes out.
+    """
 
     def __init__(self) -> None:
         self.stock: dict[str, Files] = {DIGEST: Files()}
         self.work: Callable[[Any], Awaitable[None]] | None = None
         self.received: dict[str, bytes] = {}
+        self.today, self.made = "", "b" * 64
 
     def files(self, digest: str) -> Files:
         if digest not in self.stock:
@@ -92,8 +95,11 @@ class FakeImages:
     async def _make(self, progress: Any) -> Files:
         if self.work is not None:
             await self.work(progress)
-        self.stock["b" * 64] = Files(digest="b" * 64)
-        return self.stock["b" * 64]
+        self.stock[self.made] = Files(digest=self.made)
+        return self.stock[self.made]
+
+    def recipe(self, recipe: str, arch: str) -> str:
+        return self.today
 
     async def build(self, recipe: str, arch: str, progress: Any) -> Files:
         return await self._make(progress)

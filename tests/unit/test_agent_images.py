@@ -15,9 +15,12 @@ from corral.agent.enforcement import enforcement
 from corral.agent.live import AgentLive
 from corral.controllers.collect import Collector
 from corral.engine.protocol import Capabilities, Probe
-from corral.errors import NotFound, Refused, Unavailable
+from corral.errors import CorralError, NotFound, Refused, Unavailable
+from corral.guest.frames import Frame, Type
+from corral.guest.process import ResidentProcess
 from corral.guest.protocol import Command, Ended, Output
 from corral.host.cgroup.v1 import GroupsV1
+from corral.images.builds import Builds
 from corral.model import (
     Event,
     EventSpec,
@@ -31,6 +34,7 @@ from corral.model import (
     TaskState,
     TaskStatus,
 )  # fmt: skip
+from corral.runtime import Runtime
 from corral.store.objects import Create
 from tests.unit.stage import DIGEST, FakeFacts, Stage, on_stage, vm_id
 
@@ -62,6 +66,93 @@ def test_an_image_is_built_with_progress_and_then_ready() -> None:
         image = await stage.objects.get(Image, "image-new")
         assert (image.status.phase, image.status.digest, image.status.host) == ("ready", "b" * 64, "here")
         assert image.status.received == 9
+
+    on_stage(test)
+
+
+def test_an_image_whose_recipe_has_changed_is_built_again() -> None:
+    async def test(stage: Stage) -> None:
+        stage.images.today = "first"
+        await order(stage, "new", source="build", recipe="micro")
+        await stage.done("task-fetch-new-1")
+        old = await stage.objects.get(Image, "image-new")
+        assert old.status.recipe == "first"
+        await stage.stop()
+        stage.images.today, stage.images.made = "second", "c" * 64
+        await stage.start()
+        await asyncio.sleep(5)
+        image = await stage.objects.get(Image, "image-new")
+        assert (image.status.phase, image.status.digest, image.status.recipe) == ("ready", "c" * 64, "second")
+        assert old.status.digest not in stage.images.inventory()
+        assert "Rebuilt" in await stage.events()
+        assert "Outdated" not in await stage.events()
+
+    on_stage(test)
+
+
+def test_an_outdated_image_that_vms_have_under_their_disks_is_told_of_and_waits_for_their_end() -> None:
+    async def test(stage: Stage) -> None:
+        await order(stage, "new", source="build", recipe="debian")
+        await stage.done("task-fetch-new-1")
+        await stage.launch(image="new", image_id="image-new")
+        await stage.phase("running")
+        await stage.done(await stage.ask("stop", force=True))
+        stage.images.today, stage.images.made = "second", "c" * 64
+        await stage.stop()
+        await stage.start()
+        await asyncio.sleep(5)
+        image = await stage.objects.get(Image, "image-new")
+        assert (image.status.phase, image.status.digest) == ("ready", "b" * 64)
+        assert "has changed since it was built; it is built again when web no longer need it" in image.status.reason
+        assert "Outdated" in await stage.events()
+        await stage.done(await stage.ask("start"))  # with what it has under its disk
+        await stage.done(await stage.ask("delete", force=True))
+        await asyncio.sleep(70)
+        image = await stage.objects.get(Image, "image-new")
+        assert (image.status.digest, image.status.reason) == ("c" * 64, "")
+
+    on_stage(test)
+
+
+def test_an_outdated_image_that_cannot_be_built_again_stays_in_use() -> None:
+    async def test(stage: Stage) -> None:
+        await order(stage, "new", source="build", recipe="micro")
+        await stage.done("task-fetch-new-1")
+
+        async def work(progress: Any) -> None:
+            raise Unavailable("the mirror does not answer")
+
+        stage.images.today, stage.images.work = "second", work
+        await stage.stop()
+        await stage.start()
+        await stage.launch(image="new", image_id="image-new")
+        await stage.phase("running")
+        image = await stage.objects.get(Image, "image-new")
+        assert (image.status.phase, image.status.digest) == ("ready", "b" * 64)
+        assert "could not be built again: the mirror does not answer" in image.status.reason
+
+    on_stage(test)
+
+
+def test_a_vm_that_starts_while_its_image_is_built_again_keeps_what_it_started_with() -> None:
+    async def test(stage: Stage) -> None:
+        await stage.objects.delete(await stage.objects.get(Image, "image-img"))
+        await order(stage, "new", source="build", recipe="debian")
+        await stage.done("task-fetch-new-1")
+
+        async def work(progress: Any) -> None:
+            await asyncio.sleep(60)
+
+        stage.images.today, stage.images.made, stage.images.work = "second", "c" * 64, work
+        await stage.stop()
+        await stage.start()
+        await stage.launch(image="new", image_id="image-new")
+        await stage.phase("running", limit=30)
+        await asyncio.sleep(140)
+        image = await stage.objects.get(Image, "image-new")
+        assert (image.status.phase, image.status.digest) == ("ready", "b" * 64)
+        assert "when web no longer" in image.status.reason
+        assert "c" * 64 not in stage.images.inventory()
 
     on_stage(test)
 
@@ -301,3 +392,34 @@ def test_the_collector_bounds_events_and_tasks_and_ends_what_nobody_ends() -> No
         await stage.start()
 
     on_stage(test)
+
+
+def test_a_recipe_is_another_when_the_guest_agent_is(tmp_path: Path) -> None:
+    agent = tmp_path / "corral-guest-x86_64"
+
+    def today(recipe: str = "micro") -> str:
+        builds = Builds(tmp_path / "cache", tmp_path, None, Runtime())  # type: ignore[arg-type]
+        return builds.digest(recipe, "x86_64")
+
+    assert today() == "", "nothing can be built without it"
+    agent.write_bytes(b"one")
+    first = today()
+    assert len(first) == 64
+    assert first == today()
+    assert first != today("debian")
+    assert today("other") == ""
+    agent.write_bytes(b"two")
+    assert today() != first
+
+
+async def test_a_guest_agent_that_is_too_old_for_a_request_is_told_so() -> None:
+    class NoLink:
+        lost = None
+
+        def send(self, type_: Type, channel: int, payload: bytes = b"") -> None: ...
+
+    program = ResidentProcess(NoLink(), 1)
+    program.handle(Frame(Type.FAILED, 1, b"\x7ea string has a NUL in it"))
+    with pytest.raises(CorralError, match="older than this Corral") as caught:
+        await program.started()
+    assert "built again" in caught.value.hint

@@ -2,12 +2,15 @@
 
 One job an image, few at a time. A job is nothing durable: it is started again when the record says that the image is
 not ready yet, and what it does (a download, a build) resumes by itself. Progress is told once a second, not per block.
+
+A build whose recipe has changed since, or whose corral-guest, is built again and exchanged when no VM has it under its
+disk; until then that is said.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +25,16 @@ from corral.agent.progress import TaskBook
 from corral.agent.settings import Settings
 from corral.agent.verdict import Verdict
 from corral.errors import CorralError, NotFound, Refused
-from corral.model import Image, ImagePhase, ImageStatus, TaskState
+from corral.model import Image, ImagePhase, ImageStatus, TaskState, TemplatePhase
 from corral.runtime import KeyedQueue, Runtime
 from corral.store.objects import Objects, Remove
 
 log = structlog.get_logger("images")
 
 REPORT_S = 1.0
+USERS_S = 60.0
+"""Between two looks at whether an outdated image is still used."""
+OUTDATED = "its recipe, or the corral-guest in it, has changed since it was built"
 
 
 class Meter:
@@ -60,6 +66,7 @@ class ImageJobs:
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._uploads: dict[str, Path | None] = {}  # received and not yet accepted; None: being received
         self._digests: dict[str, str] = {}  # of images seen ready, to clean up after a deleted record
+        self._tried: dict[str, str] = {}  # recipes that an image could not be built by again: once is enough
 
     def poke(self, id: str) -> None:
         """Something about this image may have changed."""
@@ -99,7 +106,7 @@ class ImageJobs:
         if left is None:
             return None
         if id not in self._jobs and (image.spec.source != "upload" or self._uploads.get(id)):
-            self._start(image)
+            self._start(image, self._job(image))
         elif phase is ImagePhase.CHECKING and id not in self._jobs and id not in self._uploads:
             await self._set(id, phase=ImagePhase.ERROR, reason="its upload was interrupted; send it again")
         return left
@@ -114,7 +121,67 @@ class ImageJobs:
                 return None
             self._digests[id] = digest
         await self._end(id, Verdict(TaskState.DONE))
+        return await self._renew(image)
+
+    async def _renew(self, image: Image) -> float | None:
+        """See whether it is what a build of today would be made of; seconds until the next look."""
+        id, status, recipe = image.meta.id, image.status, self._recipe(image)
+        if recipe in ("", status.recipe, self._tried.get(id)):
+            return None
+        if id in self._jobs:
+            return REPORT_S
+        if users := self._users(image):
+            names = ", ".join(users[:3]) + (" …" if users[3:] else "")
+            text = f"{OUTDATED}; it is built again when {names} no longer need it"
+            if not status.reason:
+                self._events.emit(image, "Outdated", f"image {image.meta.name}: {text}", "warning")
+            if status.reason != text:
+                await self._set(id, reason=text)
+            return USERS_S
+        self._start(image, self._rebuild(image, recipe))
         return None
+
+    def _recipe(self, image: Image) -> str:
+        """What a build of today would be made of; empty: it is no build, or cannot be built here."""
+        spec = image.spec
+        return self._images.recipe(spec.recipe, spec.arch) if spec.source == "build" else ""
+
+    def _users(self, image: Image) -> list[str]:
+        """Names of those that need the image's present files: VMs with a disk over them or a process, and templates."""
+        picture, id = self._picture, image.meta.id
+        vms = [vm for vm in picture.vms.values() if vm.spec.image_id == id]
+        making = [one for one in picture.templates.values() if one.spec.image_id == id]
+        bound = bool(image.status.virtual_size)
+        return [
+            *(vm.meta.name for vm in vms if vm.meta.id in picture.alive or (bound and vm.status.boots)),
+            *(one.meta.name for one in making if one.status.phase is TemplatePhase.BUILDING),
+        ]
+
+    async def _rebuild(self, image: Image, recipe: str) -> None:
+        """Build it again, and exchange it in a moment when nobody needs what there is. It stays ready meanwhile."""
+        id, name, old = image.meta.id, image.meta.name, image.status.digest
+        async with self._places:
+            try:
+                files = await self._images.build(image.spec.recipe, image.spec.arch, Meter())
+            except CorralError as error:
+                self._tried[id] = recipe
+                reason = f"{OUTDATED}, and it could not be built again: {error.message}"
+                await self._set(id, reason=reason)
+                self._events.emit(image, "Outdated", f"image {name}: {reason}", "warning")
+                return
+            if files.digest != old:
+                # From now on no VM starts with it, so that none is between its start and its record.
+                await self._set(id, phase=ImagePhase.BUILDING, reason="it is being exchanged")
+                if self._users(image):
+                    await self._set(id, phase=ImagePhase.READY, reason="")
+                    await self._discard(files.digest)
+                    self.poke(id)
+                    return
+            await self._made(image, files, recipe)
+            if files.digest != old:
+                await self._discard(old)
+                self._events.emit(image, "Rebuilt", f"image {name} is built anew: {OUTDATED}")
+        self.poke(id)
 
     async def _limit(self, image: Image) -> float | None:
         """Seconds until the next deadline; None when the image was cancelled or is too late."""
@@ -144,9 +211,9 @@ class ImageJobs:
 
     # One job
 
-    def _start(self, image: Image) -> None:
+    def _start(self, image: Image, work: Coroutine[Any, Any, None]) -> None:
         id = image.meta.id
-        job = asyncio.get_running_loop().create_task(self._job(image), name=f"image-{image.meta.name}")
+        job = asyncio.get_running_loop().create_task(work, name=f"image-{image.meta.name}")
         self._jobs[id] = job
         job.add_done_callback(lambda done: self._jobs.pop(id, None) if self._jobs.get(id) is done else None)
 
@@ -157,11 +224,10 @@ class ImageJobs:
             reporter = asyncio.get_running_loop().create_task(self._report(id, meter))
             try:
                 files = await self._work(image, meter)
-                await self._set(
-                    id, phase=ImagePhase.READY, reason="", digest=files.digest, size=files.size,
-                    virtual_size=files.virtual_size, boot=files.boot, min_memory=files.min_memory,
-                    agent=files.agent, default_user=files.default_user, host=self._registration.name,
-                )  # fmt: skip
+                recipe = self._recipe(image)
+                if image.status.digest and self._users(image):  # killed in the middle of being exchanged
+                    files, recipe = self._images.files(image.status.digest), image.status.recipe
+                await self._made(image, files, recipe)
                 self._events.emit(image, "Ready", f"image {image.meta.name} is ready")
             except CorralError as error:
                 reason = error.message + (f" ({error.hint})" if error.hint else "")
@@ -172,6 +238,16 @@ class ImageJobs:
                 reporter.cancel()
                 self._uploads.pop(id, None)
         self.poke(id)
+
+    async def _made(self, image: Image, files: BootFiles, recipe: str) -> None:
+        """It is ready, with these files."""
+        id = image.meta.id
+        self._digests.pop(id, None)
+        await self._set(
+            id, phase=ImagePhase.READY, reason="", digest=files.digest, size=files.size, recipe=recipe,
+            virtual_size=files.virtual_size, boot=files.boot, min_memory=files.min_memory,
+            agent=files.agent, default_user=files.default_user, host=self._registration.name,
+        )  # fmt: skip
 
     async def _work(self, image: Image, meter: Meter) -> BootFiles:
         id, spec = image.meta.id, image.spec
@@ -271,11 +347,14 @@ class ImageJobs:
         return None
 
     async def _remove_files(self, id: str, digest: str) -> None:
-        """Records may share content; the last one takes it along."""
-        others = {i.status.digest for i in self._picture.images.values() if i.meta.id != id}
+        await self._discard(digest, but=id)
+        self._digests.pop(id, None)
+
+    async def _discard(self, digest: str, but: str = "") -> None:
+        """Have files gone that no record names, except perhaps one: records may share content."""
+        others = {i.status.digest for i in self._picture.images.values() if i.meta.id != but}
         if digest and digest not in others:
             await self._images.remove(digest)
-        self._digests.pop(id, None)
 
 
 def _problem(image: Image) -> CorralError:

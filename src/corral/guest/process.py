@@ -31,6 +31,10 @@ CROWDED = b"\x01"
 """Second byte of EXIT: the program wanted more processes than it may have."""
 
 
+_TOO_OLD = "a string has a NUL in it"
+"""What an agent says of a field that it does not know: there is never a NUL in what we send as text."""
+
+
 class Link(Protocol):
     """What a process needs of its connection."""
 
@@ -73,9 +77,7 @@ class ResidentProcess:
             self._started.set_result(None)
         elif frame.type == Type.FAILED and not self._started.done():
             status, reason = (frame.payload or b"\x7e")[0], frame.payload[1:512].decode(errors="replace")
-            self._started.set_exception(
-                CorralError(reason or "the program cannot be started", code="guest", status=status)
-            )
+            self._started.set_exception(_failure(reason, status))
             self._end(status)
         elif frame.type == Type.EXIT and len(frame.payload) in (1, 2):
             self._end(frame.payload[0], crowded=frame.payload[1:] == CROWDED)
@@ -181,3 +183,12 @@ class ResidentProcess:
         if self._link.lost:
             raise self._link.lost
         return self._status is None and not self._closed
+
+
+def _failure(reason: str, status: int) -> CorralError:
+    """Why a program was not started, in the guest's words where those mean something."""
+    if reason == _TOO_OLD:
+        text = "the corral-guest in this VM is older than this Corral, and does not know all that is asked of it"
+        hint = "have its image built again (corral image list says which are outdated), or import a newer one"
+        return CorralError(text, code="guest", hint=hint)
+    return CorralError(reason or "the program cannot be started", code="guest", status=status)

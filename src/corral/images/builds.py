@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-from corral.errors import NotFound, Refused, Unavailable
+from corral.errors import CorralError, NotFound, Refused, Unavailable
 from corral.images import debian, micro
 from corral.images.convert import Converter
 from corral.images.files import Manifest, Progress
@@ -41,6 +41,7 @@ class Builds:
         self._cache, self._agents, self._rt = cache, agent_binaries, rt
         self._converter = converter
         self._packages = Packages(cache / "apt")
+        self._known: dict[tuple[str, str], str] = {}
         self.shelf = Shelf(cache / "images", rt.random)
 
     async def build(self, recipe: str, arch: str, progress: Progress) -> Path:
@@ -74,6 +75,18 @@ class Builds:
                         await asyncio.to_thread(seal, staging, manifest)
                         self.shelf.put(staging, name)
         return self.shelf.root / name
+
+    def digest(self, recipe: str, arch: str) -> str:
+        """What a build of today would be made of, but for packages; empty: it cannot be built here."""
+        if (recipe, arch) not in self._known:
+            agent = self._agents / f"corral-guest-{arch}"
+            try:
+                suite = debian.suite(Distribution.here())
+            except CorralError:
+                suite = ""
+            able = recipe in RECIPES and suite and agent.is_file()
+            self._known[recipe, arch] = _digest(recipe, arch, suite, "", agent) if able else ""
+        return self._known[recipe, arch]
 
     @asynccontextmanager
     async def _alone(self, name: str) -> AsyncIterator[None]:

@@ -77,6 +77,10 @@ class ImageStore:
         self._shelf.sweep()
         shutil.rmtree(self._uploads, ignore_errors=True)
 
+    def recipe(self, recipe: str, arch: str) -> str:
+        """A digest of the recipe and of the corral-guest that a build of today would have; empty: none can be built."""
+        return self._builds.digest(recipe, arch)
+
     async def build(self, recipe: str, arch: str, progress: Progress) -> ImageFiles:
         """Have the image of a recipe (``micro``, ``debian``). Raises Refused, Unavailable, TimedOut."""
         built = await self._builds.build(recipe, arch, progress)

@@ -41,6 +41,8 @@ class ImageStatus(Struct, frozen=True, kw_only=True):
     reason: str = ""
     digest: str = ""
     """sha256 of the content as stored: the image's directory name."""
+    recipe: str = ""
+    """Of one that was built: digest of its recipe and of the corral-guest in it."""
     size: int = 0
     """Bytes on disk."""
     virtual_size: int = 0

@@ -60,6 +60,9 @@ class PretendImages:
         disk = None if digest.startswith("00") else Path("/nowhere/disk.qcow2")
         return PretendFiles(digest, digest[:12], disk=disk, virtual_size=GIB if disk else 0)
 
+    def recipe(self, recipe: str, arch: str) -> str:
+        return ""
+
     async def build(self, recipe: str, arch: str, progress: Progress) -> PretendFiles:
         if recipe not in ("micro", "debian"):
             raise Refused(f"there is no recipe {recipe[:60]!a}", code="unsupported", hint="recipes: micro, debian")

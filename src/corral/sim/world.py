@@ -96,6 +96,9 @@ class SimImages:
             raise NotFound(f"no image {digest}")
         return SimFiles()
 
+    def recipe(self, recipe: str, arch: str) -> str:
+        return ""
+
     async def build(self, recipe: str, arch: str, progress: Any) -> Any:
         raise Unavailable("the simulated host builds nothing")
 
