@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from corral.errors import NotFound
-from corral.model import Memory, Power, Task, TaskState, Volume
+from corral.model import Memory, Power, Restart, Task, TaskState, Volume
 from tests.unit.stage import Stage, on_stage, vm_id
 
 
@@ -42,6 +44,48 @@ def test_a_vm_is_launched_stopped_started_and_deleted() -> None:
         assert (await stage.objects.list(Volume)).items == ()
 
     on_stage(test)
+
+
+@pytest.mark.parametrize("daemon", ["the same daemon", "another daemon"])
+@pytest.mark.parametrize("restart", list(Restart))
+def test_a_start_that_supersedes_a_stop_is_done_when_the_guest_has_gone_off_and_runs_again(
+    restart: Restart, daemon: str
+) -> None:
+    async def test(stage: Stage) -> None:
+        await stage.launch(restart=restart)
+        pid = (await stage.phase("running")).status.pid
+        await stage.ask("stop")
+        await stage.phase("stopping")
+        await asyncio.sleep(1)
+        if daemon == "another daemon":
+            await stage.stop()
+            start = await stage.ask("start")
+            await stage.start()
+        else:
+            start = await stage.ask("start")
+        assert (await stage.done(start)).status.state is TaskState.DONE
+        assert (await stage.vm()).status.pid != pid, "that one had been asked to power off"
+        assert stage.world.machines[vm_id()].alive
+        await asyncio.sleep(30)
+        vm = await stage.vm()
+        assert (vm.status.phase, vm.status.reason, vm.status.failures) == ("running", "", 0)
+
+    on_stage(test, powerdown=(6.0, 6.0))
+
+
+def test_a_guest_that_does_not_heed_the_stop_runs_on_after_a_while() -> None:
+    async def test(stage: Stage) -> None:
+        await stage.launch()
+        pid = (await stage.phase("running")).status.pid
+        await stage.ask("stop")
+        await stage.phase("stopping")
+        start = await stage.ask("start")
+        await stage.until("told", lambda vm: "asked to power off before" in vm.status.reason)
+        assert (await stage.done(start)).status.state is TaskState.DONE
+        vm = await stage.vm()
+        assert (vm.status.phase, vm.status.pid) == ("running", pid)
+
+    on_stage(test, powerdown=(9000.0, 9000.0))
 
 
 def test_the_steps_of_a_launch_are_named_for_people() -> None:

@@ -297,6 +297,9 @@ def running(vm: Vm, seen: Seen, _now: float, s: Settings) -> Decision:
     if vm.spec.resets > vm.status.resets:
         return Decision(Do.RESET, Phase.STARTING, "reset")
     guest, phase, up = seen.guest, vm.status.phase, seen.running_s or 0.0
+    if (left := _going_off(vm, seen, s)) > 0:
+        text = "the guest was asked to power off before; it is started again when it has"
+        return Decision(Do.REST, Phase.STOPPING, text, again=left)
     if phase is Phase.UNRESPONSIVE and vm.status.cause == Cause.DISK_FULL and up < s.stall_settle_s:
         return _kept(vm, Do.REST, again=s.stall_settle_s - up)
     if not guest.expected or (guest.answered and not guest.hung):
@@ -315,6 +318,19 @@ def running(vm: Vm, seen: Seen, _now: float, s: Settings) -> Decision:
         return Decision(Do.REST, Phase.STARTING, text, again=s.boot_patience_s - up)
     # Adopted: what was known holds until the guest is heard of.
     return _kept(vm, Do.REST, sure=False)
+
+
+def _going_off(vm: Vm, seen: Seen, s: Settings) -> float:
+    """Seconds for which a stop that was superseded may still end it: the request cannot be taken back.
+
+    A guest whose agent did not take the request may not heed it. One that a daemon before this one began to stop may
+    have been asked: that counts from the first look.
+    """
+    if vm.status.phase is not Phase.STOPPING and seen.asked_s is None:
+        return 0.0
+    waited = seen.asked_s if seen.asked_s is not None else seen.running_s or 0.0
+    patience = s.stop_patience_s if seen.heard else s.stop_repeat_s
+    return patience - waited
 
 
 def _well(seen: Seen, s: Settings) -> Decision:

@@ -217,7 +217,8 @@ class Steps:
     async def reset(self, vm: Vm) -> None:
         await self._engine.reset(vm.meta.id)
         self._guests.rebooted(vm.meta.id)
-        self._picture.of(vm.meta.id).running = self._rt.clock.monotonic()
+        memory = self._picture.of(vm.meta.id)
+        memory.running, memory.asked, memory.repeated, memory.heard = self._rt.clock.monotonic(), None, None, False
         await self._records.write(vm, resets=vm.spec.resets)
 
     async def ask(self, vm: Vm) -> None:
