@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.integration.fork_lab import Lab, anonymous, lab_of
+from tests.integration.fork_lab import Lab, anonymous, lab_of, run_to_its_end
 
 from corral.engine.protocol import Machine, Template
 from corral.guest.protocol import Command, Identity
@@ -157,4 +157,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    sys.exit(run_to_its_end(main()))

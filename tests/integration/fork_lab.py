@@ -6,11 +6,13 @@ import asyncio
 import json
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -161,6 +163,30 @@ async def sh(guest: Guest, script: str, timeout: float = 30) -> str:
         finally:
             await process.close()
     raise AssertionError("the program never ended")
+
+
+def run_to_its_end(work: Coroutine[Any, Any, None]) -> int:
+    """Run a program of forks; Ctrl-C and SIGTERM cancel it, so that what it started is ended. The exit status."""
+
+    async def main() -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        told: list[int] = []
+
+        def cancel(number: int) -> None:
+            if not told:  # once: clearing away is not to be cancelled too
+                told.append(number)
+                task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, cancel, number)
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise SystemExit(128 + told[0]) from None
+
+    asyncio.run(main())
+    return 0
 
 
 @asynccontextmanager

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,13 +20,15 @@ from corral.engine.protocol import Card, HostForward
 from corral.engine.qemu.fork import ram
 from corral.engine.qemu.fork.keeper import Keeper
 from corral.guest.protocol import Guest
+from corral.runtime import process
 from tests.contract.test_engine import REAL, free_port
 from tests.integration.fork_lab import CACHE, CARD, Lab, anonymous, lab_of, sh
-from tests.integration.platform import Platform
+from tests.integration.platform import Platform, alive, wait_until
 
 pytestmark = pytest.mark.skipif(not REAL, reason="QEMU is not here")
 
 MIB = 1 << 20
+ROOT = Path(__file__).resolve().parents[2]
 COUNT = """
 i=0
 printf '%-512s' $i | dd of=/dev/vda bs=512 oflag=direct
@@ -52,6 +56,35 @@ def micro() -> None:
 async def lab() -> AsyncIterator[Lab]:
     async with lab_of("micro", 160 * MIB) as one:
         yield one
+
+
+BROKEN_OFF = """
+import asyncio, os
+from corral.engine.qemu.fork import ram
+from tests.integration.fork_lab import lab_of, run_to_its_end
+
+async def main():
+    async with lab_of("micro", 160 << 20) as lab:
+        lab.engine._ground.shelf.keeper.put("template", ram.make(4096))
+        print(lab.root, flush=True)
+        await asyncio.sleep(100)
+
+run_to_its_end(main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_bench_that_is_broken_off_leaves_no_holder_and_no_directory(number: int) -> None:
+    bench = subprocess.Popen([sys.executable, "-c", BROKEN_OFF], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert bench.stdout is not None
+    place = Path(bench.stdout.readline().strip())
+    holders = [pid for pid in process.pids() if process.working_directory(pid) == str(place / "templates")]
+    assert len(holders) == 1
+    bench.send_signal(number)
+    bench.communicate(timeout=60)
+    assert bench.returncode == 128 + number
+    assert not place.exists()
+    wait_until(lambda: not alive(holders[0]), 10, "the holder to end")
 
 
 def checksum(lab: Lab, template: str) -> str:
