@@ -148,7 +148,7 @@ class FakeDisks:
     def layers(self, vm_id: str) -> tuple[Path, ...]:
         return self.stack.of(vm_id)
 
-    async def ensure_seed(self, vm_id: str, seed: Any) -> Path:
+    async def ensure_seed(self, vm_id: str, seed: Any, *, opened: bool = False) -> Path:
         return await self._ensure(vm_id, "seed.iso")
 
     async def used(self, vm_id: str) -> int:

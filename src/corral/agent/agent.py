@@ -31,6 +31,7 @@ from corral.agent.records import VmRecords
 from corral.agent.settings import Settings
 from corral.agent.steps import Steps, keys_of
 from corral.agent.templates.jobs import TemplateJobs
+from corral.agent.templates.pool import WarmPool
 from corral.agent.templates.stock import TemplateStock
 from corral.agent.templates.welcome import Welcome
 from corral.agent.turns import Turns
@@ -75,7 +76,11 @@ class Agent:
         self.turns = Turns(joined.facts().cpus + self.settings.starting_extra, self._poke)
         self.stock = TemplateStock(
             objects, engine, joined, rt, self.settings, picture=self.picture, registration=self.registration,
-            poke=lambda id: self.templates.poke(id),
+            poke=lambda id: self.templates.poke(id), pool=lambda: self.pool,
+        )  # fmt: skip
+        self.pool = WarmPool(
+            objects, engine, joined, rt, self.settings, host_id=host_id, picture=self.picture,
+            registration=self.registration, stock=self.stock, turns=self.turns,
         )  # fmt: skip
         self.entrance = Entrance(self.picture, joined, self.turns, self.registration, self.settings, self.stock)
         self.templates = TemplateJobs(
@@ -88,7 +93,7 @@ class Agent:
         )
         self.steps = Steps(
             engine, joined, objects, rt, self.settings, guests=self.guests, book=self.book, records=self.records,
-            picture=self.picture, stock=self.stock, welcome=welcome, ssh_key=ssh_key,
+            picture=self.picture, stock=self.stock, pool=self.pool, welcome=welcome, ssh_key=ssh_key,
         )  # fmt: skip
         handler = VmHandler(
             objects, engine, rt, self.settings, picture=self.picture, guests=self.guests, book=self.book,
@@ -114,6 +119,7 @@ class Agent:
 
     async def run(self) -> None:
         """Serve until cancelled. VMs go on running afterwards."""
+        await self.pool.sweep()
         revision = await self._survey()
         try:
             for name, serve in (
@@ -121,6 +127,7 @@ class Agent:
                 ("registration", self.registration.run), ("images", self.images.run),
                 ("templates", self.templates.run), ("governor", self.joined.governing.run), ("cpu", self.cpu.run),
                 ("accounts", self.accounts.run), ("disk", self.disk.run), ("memory", self.memory.run),
+                ("warm", self.pool.run),
             ):  # fmt: skip
                 self._supervisor.start(name, serve)
             await self._follow(revision)
@@ -136,6 +143,7 @@ class Agent:
         await self.book.close()
         self.turns.close()
         await self.templates.close()
+        await self.pool.close()
         self.joined.groups.close()
 
     # What is wanted: the records

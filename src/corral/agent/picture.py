@@ -41,6 +41,8 @@ class Memory:
     """Made for a fork, ahead of its first answer."""
     marks: dict[str, float] = field(default_factory=dict)
     """Steps of its first start: seconds since it was asked for."""
+    warm: bool = False
+    """Its process was made ahead."""
     template_wanted: bool = False
     """It boots because there was no template for it."""
 

@@ -71,6 +71,12 @@ class Settings(NamedTuple):
     """Share of the host's RAM that templates which were not asked for may take together."""
     template_disk: float = 0.25
     """Share of the free disk that they may take together."""
+    warm: bool = False
+    """Make forks of templates ahead, for launches to come. The daemon turns it on with ``templates``."""
+    warm_most: int = 8
+    """So many wait at most. They take their memory out of what templates may take."""
+    warm_idle_s: float = 600.0
+    """A template that nothing was forked from for so long has none waiting."""
     facts_s: float = 300.0
     """The host's record is looked at this often, and written only when something worth telling changed."""
 

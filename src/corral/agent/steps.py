@@ -23,6 +23,7 @@ from corral.agent.reconcile import Decision, Seen
 from corral.agent.records import VmRecords
 from corral.agent.settings import Settings
 from corral.agent.templates.choose import Choice, first_start
+from corral.agent.templates.pool import WarmPool
 from corral.agent.templates.stock import TemplateStock
 from corral.agent.templates.welcome import Welcome
 from corral.engine.protocol import Engine, State
@@ -50,9 +51,9 @@ class Steps:
     def __init__(
         self, engine: Engine, joined: Joined, objects: Objects, rt: Runtime, settings: Settings,
         *, guests: Guests, book: TaskBook, records: VmRecords, picture: Picture, stock: TemplateStock,
-        welcome: Welcome, ssh_key: str,
+        pool: WarmPool, welcome: Welcome, ssh_key: str,
     ) -> None:  # fmt: skip
-        self._stock, self._welcome = stock, welcome
+        self._stock, self._pool, self._welcome = stock, pool, welcome
         self._engine, self._joined, self._objects, self._rt, self._settings = engine, joined, objects, rt, settings
         self._guests, self._book, self._records, self._picture = guests, book, records, picture
         self._ssh_key = ssh_key
@@ -76,17 +77,18 @@ class Steps:
         memory.marks.clear()
         memory.template_wanted = choice.wanted
         told = f"forked from {choice.template.meta.name}" if choice.template else f"it boots: {choice.why}"
+        warm = self._pool.holds(id, choice.template)
         root: tuple[Path, ...] = ()
         seed = None
         if choice.template is not None and memory.host_key is None:
             memory.host_key = await self._joined.host_key()
         if wants_root(files):
             self._book.step(id, "volume", told)
-            root = await self._root(vm, files, choice)
+            root = self._joined.disks.layers(id) if warm else await self._root(vm, files, choice)
         await self._rt.faults.at("create.volume")
         if wants_seed(files):
             self._book.step(id, "seed", told)
-            seed = await self._joined.disks.ensure_seed(id, self._seed(vm, files))
+            seed = await self._joined.disks.ensure_seed(id, self._seed(vm, files), opened=warm)
         await self._rt.faults.at("create.seed")
         self._mark(vm, "disk")
         self._book.step(id, "start", told)
@@ -99,14 +101,16 @@ class Steps:
             await self._rt.faults.at("create.ports")
             template = choice.template.meta.id if choice.template else None
             try:
-                await self._engine.create(
-                    machine_of(vm, files, root=root, seed=seed, ports=vm.status.ports, joins=joins, template=template)
+                machine = machine_of(
+                    vm, files, root=root, seed=seed, ports=vm.status.ports, joins=joins, template=template
                 )
+                seen = await self._engine.create(machine, warm=warm)
                 break
             except Refused as error:
                 # Somebody was faster at a port between our look and QEMU's bind: look again, choose anew.
                 if error.field != "ports" or last == 1:
                     raise
+        memory.warm = self._pool.launched(id, choice.template, seen.pid)
         self._mark(vm, "process")
         if choice.template is not None:
             self._stock.used(choice.template.meta.id)
@@ -164,7 +168,7 @@ class Steps:
         if memory.template_wanted:
             memory.template_wanted = False
             await self._stock.want(vm)
-        done = msgspec.structs.replace(start, done=True, timings=dict(memory.marks))
+        done = msgspec.structs.replace(start, done=True, warm=memory.warm, timings=dict(memory.marks))
         return {"details": {**vm.status.details, "start": msgspec.to_builtins(done)}}
 
     def _seed(self, vm: Vm, files: BootFiles) -> Seed:

@@ -401,7 +401,7 @@ class FakeEngine:
         await self._rt.faults.at("engine.take.recorded")
         return True
 
-    async def warm(self, machine: Machine) -> None:
+    async def warm(self, machine: Machine) -> Sighting:
         check(machine)
         if machine.template is None or any(card.forwards for card in machine.cards):
             raise Refused("only a fork without ports can be made ahead", code="unsupported")
@@ -411,6 +411,7 @@ class FakeEngine:
                 await self._start(machine, warm=True)
             elif not (known.alive and known.warm):
                 raise Refused(f"there is a machine {machine.id} already", code="in-use")
+            return await self._look(machine.id, self._world.machines[machine.id])
 
     async def pool(self) -> list[Sighting]:
         warm = [(id, machine) for id, machine in sorted(self._world.machines.items()) if machine.warm]

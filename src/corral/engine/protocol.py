@@ -319,7 +319,7 @@ class Engine(Protocol):
         """
         ...
 
-    async def warm(self, machine: Machine) -> None:
+    async def warm(self, machine: Machine) -> Sighting:
         """Have a fork with its state loaded, that is nobody's yet: nothing but :meth:`pool` knows of it, and
         :meth:`inspect` calls it absent, until :meth:`create` takes it. It ends with its template, by :meth:`kill` and
         by :meth:`remove`. It has no forwards. Raises what :meth:`create` raises; ``in-use`` when the id is.

@@ -57,7 +57,7 @@ KINDS: dict[str, Kind] = {
         Kind("template", "templates", Template, True, True, (
             C("NAME", "meta.name"), C("PHASE", "status.phase"), C("IMAGE", "spec.image"), C("CPUS", "spec.cpus"),
             C("MEMORY", "spec.memory", "size"), C("CARDS", "spec.cards"), C("DISK", "status.disk", "size"),
-            C("FORKS", "status.forks"),
+            C("FORKS", "status.forks"), C("WARM", "status.warm"),
             C("USED", "status.used_at", "age"), C("AUTO", "spec.auto"), C("REASON", "status.reason"),
             C("HOLDS", "status.memory", "size", True), C("HOST", "status.host", "", True), C("ID", "meta.id", "", True),
         ), "a booted VM, frozen: others fork from it"),

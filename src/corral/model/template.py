@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import ClassVar, Literal
 
 from corral.model.base import Resource, Struct
+from corral.model.vm import VmSpec
 from corral.units import GIB, MIB
 
 
@@ -64,6 +65,8 @@ class TemplateStatus(Struct, frozen=True, kw_only=True):
     """Wall time of the last fork."""
     forks: int = 0
     """VMs forked from it that run now."""
+    warm: int = 0
+    """Forks of it that are made already and wait for a launch."""
     agent: str = ""
     """Who answered inside: ``corral-guest`` or ``qemu-guest-agent``."""
     hooks: bool = False
@@ -96,3 +99,27 @@ def default_name(spec: TemplateSpec) -> str:
     """``debian-1x512m``: what a template is called when nobody says."""
     size = f"{spec.memory // GIB}g" if spec.memory % GIB == 0 else f"{spec.memory // MIB}m"
     return f"{spec.image.rpartition('/')[2][:40]}-{spec.cpus}x{size}"
+
+
+def hardware_of(spec: TemplateSpec) -> tuple[object, ...]:
+    """What two templates of the same machine have in common."""
+    return spec.image_id, spec.cpus, spec.cpu_model, spec.memory, spec.disk, spec.firmware, spec.cards
+
+
+def serving(spec: VmSpec) -> TemplateSpec:
+    """The template that would serve a VM."""
+    return TemplateSpec(
+        image=spec.image, image_id=spec.image_id, cpus=spec.cpu.count, cpu_model=spec.cpu.model,
+        memory=spec.memory.size, disk=spec.disk.size, firmware=spec.firmware, cards=len(spec.nics), auto=True,
+    )  # fmt: skip
+
+
+def unforkable(spec: VmSpec) -> str:
+    """Why what is asked for cannot be forked, whatever templates there are; empty: it can."""
+    if spec.cold:
+        return "it was asked for"
+    if spec.user_data:
+        return "its user data runs at a first boot"
+    if len(spec.nics) > 1:
+        return f"it has {len(spec.nics)} cards; a fork can be given one address"
+    return ""

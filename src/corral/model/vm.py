@@ -217,6 +217,8 @@ class Start(Struct, frozen=True, kw_only=True):
     """Name of the running VM that it was forked from."""
     pause_s: float | None = None
     """How long that VM stood still."""
+    warm: bool = False
+    """Its process was there before it was asked for."""
     done: bool = False
     """Its guest has answered and, of a fork, has its identity: from now on its disk is its own."""
     timings: dict[str, float] = {}

@@ -44,9 +44,10 @@ FREEZE_POINTS = (
 )
 FORK_POINTS = ("engine.fork.loaded", "engine.fork.unplugged", "fork.disk", "fork.identified", "fork.linked")
 TAKE_POINTS = ("engine.take.given", "engine.take.recorded")
+WARM_POINTS = ("warm.noted", "warm.made", "warm.offered", "warm.withdrawn", "warm.ending")
 ABANDON_POINTS = ("abandoned.found", "abandoned.recorded")
 MEMORY_POINTS = ("memory.ballooned",)
 ALL_POINTS = (
     *VM_POINTS, *FAILURE_POINTS, *PLACEMENT_POINTS, *API_POINTS, *ENGINE_POINTS, *FREEZE_POINTS, *FORK_POINTS,
-    *TAKE_POINTS, *TEMPLATE_POINTS, *ABANDON_POINTS, *MEMORY_POINTS,
+    *TAKE_POINTS, *WARM_POINTS, *TEMPLATE_POINTS, *ABANDON_POINTS, *MEMORY_POINTS,
 )  # fmt: skip

@@ -126,9 +126,15 @@ async def _serve_locked(
 
 
 def _settings(home: Home) -> Settings:
-    """What the host's ``agent.toml`` says. ``CORRAL_TEMPLATES=off``: no templates but those that are asked for."""
-    templates = os.environ.get("CORRAL_TEMPLATES", "on") not in ("off", "0", "no", "false")
-    return read(home.state / "agent.toml", Settings(templates=templates))
+    """What the host's ``agent.toml`` says. ``CORRAL_TEMPLATES=off``: no templates but those that are asked for, and no
+    forks made ahead (unless ``CORRAL_WARM=on``).
+    """
+    templates = _is_on("CORRAL_TEMPLATES", True)
+    return read(home.state / "agent.toml", Settings(templates=templates, warm=_is_on("CORRAL_WARM", templates)))
+
+
+def _is_on(name: str, usual: bool) -> bool:
+    return os.environ.get(name, "on" if usual else "off") not in ("off", "0", "no", "false")
 
 
 def _world(home: Home, rt: Runtime, engine: str) -> World:

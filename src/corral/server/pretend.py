@@ -110,7 +110,7 @@ class PretendDisks:
     def layers(self, vm_id: str) -> tuple[Path, ...]:
         return self._layers.of(vm_id)
 
-    async def ensure_seed(self, vm_id: str, seed: Any) -> Path:
+    async def ensure_seed(self, vm_id: str, seed: Any, *, opened: bool = False) -> Path:
         return Path("/nowhere") / vm_id / "seed.iso"
 
     async def used(self, vm_id: str) -> int:

@@ -149,7 +149,7 @@ class AgentDisks:
     def layers(self, vm_id: str) -> tuple[Path, ...]:
         return self._disks.stack.of(vm_id)
 
-    async def ensure_seed(self, vm_id: str, seed: Any) -> Path:
+    async def ensure_seed(self, vm_id: str, seed: Any, *, opened: bool = False) -> Path:
         await self._ensure(vm_id, "seed")
         return Path(f"/fake/vms/{vm_id}/seed.iso")
 

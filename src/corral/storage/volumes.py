@@ -24,12 +24,14 @@ from corral.errors import CorralError, Refused, from_system
 from corral.runtime import Runtime
 from corral.storage.qemu_img import QemuImg
 from corral.storage.seed import Seed, check_seed, seed_iso
-from corral.units import GIB, format_size
+from corral.units import GIB, KIB, format_size
 
 ROOT, SEED = "root.qcow2", "seed.iso"
 _TEMPORARY = ".new-"
 _LAYER = re.compile(r"(base|root)(?:-([1-9][0-9]*))?\.qcow2", re.ASCII)
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
+SEED_BLOCK = 128 * KIB
+"""A seed takes 80 KiB, most of it the CD's own: one of these has room for many more keys than there were at first."""
 BLANK_SIZE = 10 * GIB
 """Root disk of a VM that boots an installer CD, when no size is asked for."""
 
@@ -141,8 +143,12 @@ class Volumes:
         layers = self.layers(vm_id)
         return bool(layers) and layers[0].name.startswith("root")
 
-    async def ensure_seed(self, vm_id: str, seed: Seed) -> Path:
-        """Have the VM's seed CD say this. Written again only when it says something else. Raises Invalid."""
+    async def ensure_seed(self, vm_id: str, seed: Seed, *, opened: bool = False) -> Path:
+        """Have the VM's seed CD say this. Written again only when it says something else. Raises Invalid.
+
+        ``opened``: a process has the one that is there, and must see what it says now: it stays the same file. Raises
+        Refused when that has no room. A kill in the middle leaves half of it, which the next call writes anew.
+        """
         target = self.path(vm_id) / SEED
         check_seed(seed)
         mark = self.path(vm_id) / f"{SEED}.sha256"
@@ -150,10 +156,14 @@ class Volumes:
         if target.exists() and mark.exists() and mark.read_text() == wanted:
             return target
         content = await asyncio.to_thread(seed_iso, seed)
+        content += bytes(-len(content) % SEED_BLOCK)
         mark.unlink(missing_ok=True)
-        with self._replacing(target) as new:
-            new.write_bytes(content)
-            new.chmod(0o600)
+        if opened:
+            _rewrite(target, content)
+        else:
+            with self._replacing(target) as new:
+                new.write_bytes(content)
+                new.chmod(0o600)
         with self._replacing(mark) as new:
             new.write_text(wanted)
         return target
@@ -189,6 +199,20 @@ class Volumes:
             raise from_system(f"{target.name} of VM {target.parent.name} cannot be made", error) from error
         finally:
             new.unlink(missing_ok=True)
+
+
+def _rewrite(target: Path, content: bytes) -> None:
+    """Let an existing file say this, in all of its length."""
+    with target.open("r+b") as file:
+        room = file.seek(0, os.SEEK_END)
+        if len(content) > room:
+            raise Refused(
+                f"the seed in {target} has no room for what it is to say", code="unsupported", field="template"
+            )
+        file.seek(0)
+        file.write(content.ljust(room, b"\0"))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _number(layer: Path) -> int:

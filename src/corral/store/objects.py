@@ -174,13 +174,16 @@ class Objects:
                     raise
         raise Refused(f"{cls.KIND} {id} kept changing while it was being written", code="conflict", hint="try again")
 
-    async def commit(self, writes: Sequence[Write]) -> tuple[Resource, ...]:
+    async def commit(self, writes: Sequence[Write], *, taking: Sequence[Entry] = ()) -> tuple[Resource, ...]:
         """All the writes in one transaction, or none. Returns what was created and updated, in order.
+
+        Args:
+            taking: keys that are no objects, which are removed with it if they still are as they were read.
 
         Raises Refused ``exists`` (an id or name of a Create is taken) or ``stale`` (another has changed or is gone).
         """
-        compares: list[Compare] = []
-        ops: list[Op] = []
+        compares: list[Compare] = [Compare(entry.key, "mod", "==", entry.mod_revision) for entry in taking]
+        ops: list[Op] = [Delete(entry.key) for entry in taking]
         for write in writes:
             _plan(write, compares, ops)
         result = await self.store.txn(compares, ops)

@@ -91,19 +91,8 @@ class TemplateBoots:
 
     async def clear(self, id: str) -> None:
         """Have nothing left of the machine that was booted for a template."""
-        id = boot_id(id)
-        await self._joined.consoles.detach(id)
-        await self._engine.kill(id)
-        await self._engine.remove(id)
-        for last in range(GROUP_ROUNDS, 0, -1):
-            try:
-                self._joined.groups.remove(id)
-                break
-            except Refused:  # the kernel lets go of a process a moment after it has ended
-                if last == 1:
-                    raise
-                await self._rt.clock.sleep(0.02)
-        await self._joined.disks.remove(id)
+        await self._joined.consoles.detach(boot_id(id))
+        await clear(self._engine, self._joined, self._rt, boot_id(id))
 
     async def _made(self, id: str) -> Made | None:
         for frozen in await self._engine.templates():
@@ -194,14 +183,31 @@ class TemplateBoots:
         return {drive.name: drive for drive in machine.drives if not drive.readonly}
 
 
-def pretended(template: Template) -> Vm:
-    """The VM that a template is booted as; no record of it exists."""
+async def clear(engine: Engine, joined: Joined, rt: Runtime, id: str) -> None:
+    """Have nothing left of a machine that no VM is."""
+    await engine.kill(id)
+    await engine.remove(id)
+    for last in range(GROUP_ROUNDS, 0, -1):
+        try:
+            joined.groups.remove(id)
+            break
+        except Refused:  # the kernel lets go of a process a moment after it has ended
+            if last == 1:
+                raise
+            await rt.clock.sleep(0.02)
+    await joined.disks.remove(id)
+
+
+def pretended(template: Template, id: str = "", nics: tuple[Nic, ...] | None = None) -> Vm:
+    """The VM that a template is booted as (or that a fork of it may become); no record of it exists."""
     spec = template.spec
+    if nics is None:
+        nics = tuple(Nic(mac=f"52:54:00:00:00:{number + 1:02x}") for number in range(spec.cards))
     return Vm(
-        meta=Meta(id=boot_id(template.meta.id), name=template.meta.name, project=template.meta.project),
+        meta=Meta(id=id or boot_id(template.meta.id), name=template.meta.name, project=template.meta.project),
         spec=VmSpec(
             image=spec.image, image_id=spec.image_id, cpu=Cpu(count=spec.cpus, model=spec.cpu_model),
             memory=Memory(size=spec.memory), disk=Disk(size=spec.disk), firmware=spec.firmware, hostname=HOSTNAME,
-            nics=tuple(Nic(mac=f"52:54:00:00:00:{number + 1:02x}") for number in range(spec.cards)),
+            nics=nics,
         ),
     )  # fmt: skip

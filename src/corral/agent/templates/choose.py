@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from corral.agent.ports import BootFiles
 from corral.model import Template, TemplatePhase, TemplateSpec, Vm
+from corral.model.template import hardware_of, serving, unforkable
 from corral.model.vm import start_of
 from corral.units import format_size
 
@@ -33,24 +34,9 @@ def must_boot(vm: Vm, files: BootFiles) -> str:
     """Why a VM cannot be forked, whatever templates there are; empty: it can."""
     if not first_start(vm):
         return "it has a disk of its own"
-    if vm.spec.cold:
-        return "it was asked for"
-    if vm.spec.user_data:
-        return "its user data runs at a first boot"
     if not files.agent:
         return "its image has no corral-guest to tell it who it is"
-    if len(vm.spec.nics) > 1:
-        return f"it has {len(vm.spec.nics)} cards; a fork can be given one address"
-    return ""
-
-
-def spec_of(vm: Vm) -> TemplateSpec:
-    """The template that would have served a VM."""
-    spec = vm.spec
-    return TemplateSpec(
-        image=spec.image, image_id=spec.image_id, cpus=spec.cpu.count, cpu_model=spec.cpu.model,
-        memory=spec.memory.size, disk=spec.disk.size, firmware=spec.firmware, cards=len(spec.nics), auto=True,
-    )  # fmt: skip
+    return unforkable(vm.spec)
 
 
 def choose(vm: Vm, files: BootFiles, hardware: str, templates: Iterable[Template]) -> Choice:
@@ -63,7 +49,7 @@ def choose(vm: Vm, files: BootFiles, hardware: str, templates: Iterable[Template
         if one.meta.project == vm.meta.project and one.meta.deleted is None and not one.spec.source
         and one.spec.image_id == vm.spec.image_id
     ]  # fmt: skip
-    fitting = [one for one in same if alike(one.spec, spec_of(vm))]
+    fitting = [one for one in same if alike(one.spec, serving(vm.spec))]
     ready = [one for one in fitting if one.status.phase is TemplatePhase.READY and one.status.digest == files.digest]
     exact = [one for one in ready if one.status.hardware == hardware]
     if exact:
@@ -79,8 +65,4 @@ def choose(vm: Vm, files: BootFiles, hardware: str, templates: Iterable[Template
 
 def alike(one: TemplateSpec, other: TemplateSpec) -> bool:
     """Whether two templates are of the same machine."""
-
-    def machine(spec: TemplateSpec) -> tuple[object, ...]:
-        return spec.image_id, spec.cpus, spec.cpu_model, spec.memory, spec.disk, spec.firmware, spec.cards
-
-    return machine(one) == machine(other)
+    return hardware_of(one) == hardware_of(other)

@@ -188,7 +188,7 @@ class TemplateJobs:
         await self._end(id, Verdict(TaskState.DONE))
         forks = self._forks(id)
         used = self._stock.last_use(id)
-        await self._stock.set(id, forks=forks, used_at=used or template.status.used_at)
+        await self._stock.set(id, forks=forks, warm=self._stock.warm(id), used_at=used or template.status.used_at)
         image = self._picture.images.get(template.spec.image_id)
         changed = image is None or image.meta.deleted is not None or image.status.digest != template.status.digest
         if changed and not template.spec.source:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import structlog
@@ -18,12 +18,12 @@ from corral.agent.picture import Picture
 from corral.agent.ports import BootFiles, Joined
 from corral.agent.settings import Settings
 from corral.agent.templates.budget import Budget, least_recent, make_room
-from corral.agent.templates.choose import Choice, alike, choose, must_boot, spec_of
+from corral.agent.templates.choose import Choice, alike, choose, must_boot
 from corral.engine.protocol import Engine
 from corral.engine.protocol import Template as Frozen
 from corral.errors import NotFound, Refused
 from corral.model import Meta, Template, TemplatePhase, TemplateSpec, TemplateStatus, Vm
-from corral.model.template import default_name, memory_of
+from corral.model.template import default_name, memory_of, serving
 from corral.model.vm import start_of
 from corral.runtime import Runtime
 from corral.store.objects import Objects
@@ -34,13 +34,24 @@ _SOME_ROOT, _SOME_SEED = (Path("/root.qcow2"),), Path("/seed.iso")
 """Paths are no hardware: any will do to ask for the digest of a machine."""
 
 
+class Pool(Protocol):
+    """Forks that are made ahead (:class:`corral.agent.templates.pool.WarmPool`)."""
+
+    def held(self) -> int: ...
+
+    def press(self) -> bool: ...
+
+    def count(self, template_id: str) -> int: ...
+
+
 class TemplateStock:
-    """One per host. ``poke``: have a template handled soon."""
+    """One per host. ``poke``: have a template handled soon. ``pool``: what is made of them ahead."""
 
     def __init__(
         self, objects: Objects, engine: Engine, joined: Joined, rt: Runtime, settings: Settings,
-        *, picture: Picture, registration: Registration, poke: Callable[[str], None],
+        *, picture: Picture, registration: Registration, poke: Callable[[str], None], pool: Callable[[], Pool],
     ) -> None:  # fmt: skip
+        self._pool = pool
         self._objects, self._engine, self._joined, self._rt = objects, engine, joined, rt
         self._settings, self._picture, self._registration, self._poke = settings, picture, registration, poke
         self._frozen: dict[str, Frozen] = {}
@@ -109,11 +120,22 @@ class TemplateStock:
     # What they take
 
     def held(self, but: str = "") -> int:
-        """Bytes of memory that they take now, all except one."""
-        return sum(memory_of(one) for one in self.here() if one.meta.id != but)
+        """Bytes of memory that they take now, all except one, and the forks that are made of them ahead."""
+        return sum(memory_of(one) for one in self.here() if one.meta.id != but) + self._pool().held()
+
+    def left(self) -> int:
+        """Bytes of memory that the platform's own may still take, as far as no fork made ahead has them."""
+        mine = (one for one in self.here() if one.spec.auto and not one.spec.source)
+        return max(0, self._budget().memory - sum(memory_of(one) for one in mine))
+
+    def warm(self, id: str) -> int:
+        """Forks of it that are made ahead."""
+        return self._pool().count(id)
 
     def evict(self) -> bool:
-        """Let one that nobody uses go, to make room for a VM; False: there is none."""
+        """Let go what nobody uses, to make room for a VM: forks made ahead, then a template; False: there is none."""
+        if self._pool().press():
+            return True
         going = [one.meta.id for one in least_recent(self.here())]
         if not going:
             return False
@@ -124,7 +146,7 @@ class TemplateStock:
 
     async def want(self, vm: Vm) -> None:
         """A VM booted because there was no template for it: ask for one, if that is wanted and fits the budget."""
-        spec, here = spec_of(vm), self.here()
+        spec, here = serving(vm.spec), self.here()
         mine = (one for one in here if one.meta.project == vm.meta.project and not one.spec.source)
         if not self._settings.templates or any(alike(one.spec, spec) for one in mine):
             return

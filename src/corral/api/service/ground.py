@@ -16,6 +16,8 @@ from corral.runtime import Runtime
 from corral.runtime.random import uuid_from
 from corral.store.holds import Holds
 from corral.store.objects import Create, Objects, Update, Write
+from corral.store.protocol import Entry
+from corral.store.ready import ReadyBook
 
 T = TypeVar("T", bound=Resource)
 
@@ -33,6 +35,7 @@ class Ground:
         self.offered = tuple(dict(entry) for entry in catalogue)
         self.ledger = Ledger(objects)
         self.holds = Holds(objects.store, rt)
+        self.ready = ReadyBook(objects.store)
 
     async def project(self, name: str) -> None:
         """Raises NotFound for a project that does not exist."""
@@ -85,10 +88,10 @@ class Ground:
                 )  # fmt: skip
             found.append(task)
 
-    async def commit(self, writes: Sequence[Write]) -> tuple[Resource, ...]:
-        """Write everything, or nothing, passing the fault points on both sides."""
+    async def commit(self, writes: Sequence[Write], *, taking: Sequence[Entry] = ()) -> tuple[Resource, ...]:
+        """Write everything, or nothing, passing the fault points on both sides. ``taking``: keys that go with it."""
         await self.rt.faults.at("api.before-commit")
-        written = await self.objects.commit(writes)
+        written = await self.objects.commit(writes, taking=taking)
         await self.rt.faults.at("api.after-commit")
         for obj in written:
             self.ledger.put(obj)

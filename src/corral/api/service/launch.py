@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ from corral.model import (
     ImagePhase,
     Network,
     Nic,
+    Power,
     Task,
     Vm,
     VmSpec,
@@ -27,6 +29,7 @@ from corral.model import (
     VolumeSpec,
 )  # fmt: skip
 from corral.model.base import Resource
+from corral.model.template import serving, unforkable
 from corral.model.validate import (
     MAX_COUNT,
     accept,
@@ -38,6 +41,7 @@ from corral.model.validate import (
 )  # fmt: skip
 from corral.scheduler.place import choose, need_of, sentence
 from corral.store.objects import Create, Require, Write
+from corral.store.ready import Offer, kind_of
 from corral.units import format_size
 
 LIMITS = ("iops", "bandwidth", "iops_burst", "bandwidth_burst")
@@ -91,7 +95,9 @@ class Launching(Ground):
         *, dry_run: bool, last: bool,
     ) -> Accepted:  # fmt: skip
         spec = await self._resolve(body.spec, given, image, body.project)
-        vms = [self._vm(body, spec, name) for name in await self._names(body, crowded=last)]
+        names = await self._names(body, crowded=last)
+        ready = [] if dry_run or last else await self._ready(body, spec)
+        vms = [self._vm(body, spec, name, one) for name, one in zip_longest(names, ready)]
         tasks = [
             self.task("launch", vm, deadline_s=body.timeout_s, key=key, fingerprint=fingerprint, number=number)
             for number, vm in enumerate(vms)
@@ -104,7 +110,7 @@ class Launching(Ground):
             if dry_run:
                 await self._refuse_taken_names(vms)
                 return Accepted(items=tuple(vms), tasks=tuple(tasks))
-            written = await self.commit(writes)
+            written = await self.commit(writes, taking=[offer.entry for offer in ready])
         except BaseException:
             for vm in vms:
                 self.ledger.drop(vm.meta.id)
@@ -188,13 +194,24 @@ class Launching(Ground):
     def _mac(self) -> str:
         return "52:54:00:" + ":".join(f"{byte:02x}" for byte in self.rt.random.token(3))
 
-    def _vm(self, body: CreateVms, spec: VmSpec, name: str) -> Vm:
+    async def _ready(self, body: CreateVms, spec: VmSpec) -> list[Offer]:
+        """Machines that were made for such VMs ahead: each has the id, and the address, that its VM gets."""
+        if unforkable(spec) or spec.power is not Power.RUNNING or any(nic.mac for nic in body.spec.nics):
+            return []
+        offers = await self.ready.all(kind_of(body.project, serving(spec)))
+        return [offer for offer in offers if offer.machine.ready][: body.count]
+
+    def _vm(self, body: CreateVms, spec: VmSpec, name: str, ready: Offer | None = None) -> Vm:
         # Cards of VMs that are made together still get an address each, unless one was asked for.
         nics = tuple(
             changed_nic(nic, self._mac(), anew=not asked.mac)
             for nic, asked in zip(spec.nics, body.spec.nics, strict=True)
         )
-        return Vm(meta=self.meta(name, body.project, body.labels), spec=changed_spec(spec, nics=nics))
+        if ready is None:
+            return Vm(meta=self.meta(name, body.project, body.labels), spec=changed_spec(spec, nics=nics))
+        nics = tuple(changed_nic(nic, ready.machine.mac, anew=True) for nic in nics)
+        meta = self.meta(name, body.project, body.labels, ready.machine.id)
+        return Vm(meta=meta, spec=changed_spec(spec, nics=nics))
 
     def _root(self, vm: Vm, image: Image) -> Volume:
         size = vm.spec.disk.size or image.status.virtual_size

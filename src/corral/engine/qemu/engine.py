@@ -140,7 +140,7 @@ class QemuEngine:
             await self._templates.fitting(machine)
         return known.alive and await take(known, machine, self._rt)
 
-    async def warm(self, machine: Machine) -> None:
+    async def warm(self, machine: Machine) -> Sighting:
         check(machine)
         if machine.template is None or any(card.forwards for card in machine.cards):
             raise Refused("only a fork without ports can be made ahead", code="unsupported")
@@ -148,9 +148,10 @@ class QemuEngine:
         async with self._alone(machine.id):
             known = await self._find(machine.id, thorough=True)
             if known is None:
-                await self._start(machine, accelerator, warm=True)
-            elif not (known.alive and known.record.warm):
+                return await self._start(machine, accelerator, warm=True)
+            if not (known.alive and known.record.warm):
                 raise Refused(f"there is a machine {machine.id} already", code="in-use")
+            return await known.sight()
 
     async def pool(self) -> list[Sighting]:
         found = [await self._find(path.parent.name) for path in self._root.glob("*/run")]
