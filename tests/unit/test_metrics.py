@@ -16,7 +16,7 @@ from corral.api.app import build
 from corral.api.gate import Gate
 from corral.api.metrics import Metrics, Snapshot
 from corral.api.service import Service
-from corral.model import Meta, Phase, Vm, VmSpec, VmStatus
+from corral.model import Meta, Phase, Template, TemplateSpec, TemplateStatus, Vm, VmSpec, VmStatus
 from corral.model.usage import (
     CpuTotals,
     CpuUsage,
@@ -78,7 +78,11 @@ STOPPED = Vm(
     meta=Meta(id="3", name='q"uo\\te\n', project="shop"), spec=VmSpec(image="micro"),
     status=VmStatus(phase=Phase.STOPPED, boots=4, failures=2, host="here", accelerator="kvm"),
 )  # fmt: skip
-SEEN = Snapshot(Usage(at=1.0, host=HOST, vms=(BUSY, NEW), projects=(PROJECT,)), (STOPPED,), (), 77)
+FROZEN = Template(
+    meta=Meta(id="4", name="micro-1x96m", project="shop"), spec=TemplateSpec(image="micro"),
+    status=TemplateStatus(forks=3, warm=2, memory=96 * MIB),
+)  # fmt: skip
+SEEN = Snapshot(Usage(at=1.0, host=HOST, vms=(BUSY, NEW), projects=(PROJECT,)), (STOPPED,), (), 77, (FROZEN,))
 
 
 @pytest.fixture
@@ -87,6 +91,14 @@ def text() -> str:
     metrics.answered("GET", "/v1/vms", 200, 0.002)
     metrics.answered("BREW", "", 418, 0.002)
     return metrics.text(SEEN)[0].decode()
+
+
+def test_templates_say_how_many_forks_run_and_how_many_wait(text: str) -> None:
+    found = samples(text)
+    labels = (("project", "shop"), ("template", "micro-1x96m"))
+    assert found["corral_template_forks", labels] == 3
+    assert found["corral_template_warm", labels] == 2
+    assert found["corral_template_memory_bytes", labels] == 96 * MIB
 
 
 def test_figures_of_vms_have_units_and_are_counters_where_they_only_grow(text: str) -> None:

@@ -27,7 +27,7 @@ from corral.api.kinds import success
 from corral.api.live import Live
 from corral.api.problems import documented
 from corral.api.service import Service
-from corral.model import Phase, Task, TaskState, Vm
+from corral.model import Phase, Task, TaskState, Template, Vm
 from corral.model.usage import Usage, VmUsage
 from corral.version import __version__
 
@@ -112,6 +112,11 @@ RECORD: tuple[Row, ...] = (
     R("corral_vm_boots_total", "Boots done.", lambda vm: vm.status.boots),
     R("corral_vm_failures", "Unasked ends in a row.", lambda vm: vm.status.failures),
 )
+TEMPLATE: tuple[Row, ...] = (
+    R("corral_template_forks", "VMs forked from it that run.", lambda t: t.status.forks),
+    R("corral_template_warm", "Forks of it that are made already and wait for a launch.", lambda t: t.status.warm),
+    R("corral_template_memory_bytes", "Memory of the host that it holds, once for all.", lambda t: t.status.memory),
+)
 
 
 class Snapshot(NamedTuple):
@@ -121,6 +126,7 @@ class Snapshot(NamedTuple):
     vms: Sequence[Vm]
     tasks: Sequence[Task]
     revision: int
+    templates: Sequence[Template] = ()
 
 
 class Metrics:
@@ -176,6 +182,8 @@ def families(seen: Snapshot) -> Iterator[Metric]:
     nics = [((one.project, one.name, nic.name), nic) for one in usage.vms for nic in one.nics]
     yield from _table(NIC, ("project", "vm", "nic"), nics)
     yield from _table(RECORD, ("project", "vm"), [((vm.meta.project, vm.meta.name), vm) for vm in seen.vms])
+    templates = [((one.meta.project, one.meta.name), one) for one in seen.templates]
+    yield from _table(TEMPLATE, ("project", "template"), templates)
     yield from _records(seen)
 
 
@@ -228,7 +236,8 @@ def route(service: Service, live: Live, metrics: Metrics) -> HTTPRouteHandler:
     )  # fmt: skip
     async def handler(request: Request[Any, Any, Any]) -> Response[bytes]:
         vms, tasks = await service.objects.list(Vm), await service.objects.list(Task)
-        seen = Snapshot(await live.usage(), vms.items, tasks.items, tasks.revision)
+        templates = await service.objects.list(Template)
+        seen = Snapshot(await live.usage(), vms.items, tasks.items, tasks.revision, templates.items)
         body, media = metrics.text(seen, request.headers.get("accept", ""))
         return Response(body, media_type=media)
 
