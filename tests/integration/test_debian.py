@@ -175,6 +175,26 @@ def test_a_file_survives_stop_and_start_and_user_data_runs_once(debian: Platform
     assert debian.run("exec", "web", "--", "test", "-e", "/root/ran", check=False).returncode == 1
 
 
+def test_launches_that_fit_a_template_are_forked_and_each_is_somebody_of_its_own(debian: Platform) -> None:
+    debian.run("template", "create", "debian", "--memory", "384M", "--timeout", "300s", timeout=320)
+    for name in ("first", "second"):
+        said = debian.text("launch", "debian", "--name", name, "--memory", "384M", "--timeout", "60s", timeout=80)
+        assert "forked from debian-1x384m" in said
+    script = "hostname; cat /etc/machine-id; cat /etc/ssh/ssh_host_ed25519_key.pub; cat /sys/class/net/e*/address; "
+    script += "cat /proc/sys/kernel/random/uuid; ip -4 -o addr show scope global | awk '{print $4}'; systemctl is-system-running"
+    people = [debian.text("exec", name, "--", "sh", "-c", script).splitlines() for name in ("web", "first", "second")]
+    assert [len(person) for person in people] == [7, 7, 7], people
+    for what in range(5):
+        assert len({person[what] for person in people}) == 3, [person[what] for person in people]
+    assert [(person[0], person[5]) for person in people[1:]] == [("first", "10.0.2.15/24"), ("second", "10.0.2.15/24")]
+    for person in people[1:]:
+        assert person[1] == debian.vm(person[0])["meta"]["id"].replace("-", "")
+        assert person[6] in ("running", "degraded")
+    assert debian.text("ssh", "second", "--", "hostname; exit 0", timeout=60) == "second\n"
+    debian.run("delete", "first", "second", "--force")
+    debian.run("template", "delete", "debian-1x384m")
+
+
 def test_a_panic_is_told_by_the_guest_itself(debian: Platform) -> None:
     debian.run("vm", "set", "web", "restart=never")
     debian.run("exec", "--timeout", "5s", "web", "--", "sh", "-c", "echo c > /proc/sysrq-trigger", check=False)

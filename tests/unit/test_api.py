@@ -13,10 +13,11 @@ from typing import Any
 import httpx2
 import pytest
 import uvicorn
+from uvicorn.protocols.utils import ClientDisconnected
 from websockets.asyncio.client import unix_connect
 from websockets.exceptions import ConnectionClosed
 
-from corral.api import watch
+from corral.api import sockets, watch
 from corral.api.app import build
 from corral.api.gate import Gate
 from corral.api.service import Service
@@ -261,6 +262,34 @@ async def test_too_many_requests_are_told_so_at_once() -> None:
         assert (await client.get("/")).status_code == 204
 
 
+@pytest.mark.parametrize("gone_at", ["accept", "send_bytes", "close"])
+async def test_a_client_of_a_socket_that_goes_away_at_any_moment_is_no_error(gone_at: str) -> None:
+    done = []
+
+    class Client:
+        async def accept(self) -> None:
+            self._reach("accept")
+
+        async def send_bytes(self, data: bytes) -> None:
+            self._reach("send_bytes")
+
+        async def close(self, code: int) -> None:
+            self._reach("close")
+
+        def _reach(self, step: str) -> None:
+            done.append(step)
+            if step == gone_at:
+                raise ClientDisconnected
+
+    async def serve() -> None:
+        raise Refused("nobody answers in it", code="wrong-phase")
+
+    sessions, client = sockets._Sessions(), Client()
+    await sessions.hold(client, serve, binary=True)  # type: ignore[arg-type]
+    assert done[-1] == gone_at
+    assert sessions._open == 0
+
+
 async def test_a_thousand_holds_refuse_further_ones_and_nothing_else() -> None:
     release = asyncio.Event()
 
@@ -271,7 +300,7 @@ async def test_a_thousand_holds_refuse_further_ones_and_nothing_else() -> None:
         await send({"type": "http.response.body"})
 
     gate = Gate(long, SystemClock(), lambda *_: None)
-    transport = httpx2.ASGITransport(gate)  # type: ignore[arg-type]
+    transport = httpx2.ASGITransport(gate)
     async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
         holds = [asyncio.create_task(client.get(f"/v1/vms/{number}/hold")) for number in range(1000)]
         await asyncio.sleep(0.5)
