@@ -202,11 +202,19 @@ async def test_a_machine_that_dies_while_it_is_frozen(host: RealHost, at: At, po
     assert (await host.engine.create(now)).state is State.CREATED, "its disks cannot be used any more"
 
 
-@pytest.mark.parametrize("point", ["engine.freeze.prepared", "engine.freeze.copied", "engine.freeze.switched"])
-@pytest.mark.parametrize("again", [False, True], ids=["another-freeze", "the-same-freeze"])
+@pytest.mark.parametrize(
+    ("point", "again"),
+    [
+        ("engine.freeze.prepared", False),
+        ("engine.freeze.copied", True),
+        ("engine.freeze.switched", False),
+        ("engine.freeze.switched", True),
+    ],
+)
 async def test_a_machine_that_is_silent_in_the_middle_of_its_freeze_runs_and_is_frozen_again(
     host: RealHost, at: At, point: str, again: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """``again``: what is frozen then is the same template, else another one."""
     monkeypatch.setitem(QemuMachine.command.__kwdefaults__, "timeout", 1.5)
     monkeypatch.setattr(freeze, "_SLOW_S", 1.5)
     machine = await host.started()
