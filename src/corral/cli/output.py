@@ -7,11 +7,13 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corral.cli.failures import clean
-from corral.model.kinds import Column, Kind
 from corral.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from corral.model.kinds import Column, Kind
 
 Object = dict[str, Any]
 """An object as the API gives it."""
@@ -33,6 +35,8 @@ def print_list(kind: Kind, items: Sequence[Object], output: str) -> None:
         columns = [c for c in kind.columns if output == "wide" or not c.wide]
         scopes = {item["meta"].get("project") for item in items} if kind.scoped else set()
         if len(scopes) > 1:
+            from corral.model.kinds import Column
+
             columns.insert(0, Column("PROJECT", "meta.project"))
         print(table([c.title for c in columns], [[cell(item, c) for c in columns] for item in items]))
 

@@ -10,7 +10,6 @@ import click
 from corral.cli import failures, terminal
 from corral.cli.command import GuestCommand
 from corral.cli.exec import EXPIRED, FAILED, READER_GONE, Expired, Flooded, attach
-from corral.cli.launch import assign
 from corral.cli.mount import parse_mount
 from corral.cli.parameters import DURATION, SIZE, OrNone, pairs
 from corral.cli.session import Session
@@ -132,8 +131,11 @@ def planned(image: str, command: tuple[str, ...], options: dict[str, Any]) -> Pl
         variables["TERM"] = os.environ["TERM"]
     most, many = options["max_output"], options["processes"]
     spec: dict[str, Any] = {}
-    for word in options["assign_"]:
-        assign(spec, word)
+    if options["assign_"]:
+        from corral.cli.launch import assign
+
+        for word in options["assign_"]:
+            assign(spec, word)
     return Plan(
         image=image, argv=command, name=options["name"], keep=not options["remove"], env=variables,
         vm={name: options[name] for name in ("net", "cpus", "memory", "disk", "flavor")} | {"spec": spec},

@@ -16,7 +16,6 @@ from corral.client import local
 from corral.client.address import state_directory
 from corral.client.record import Accepted, Record
 from corral.errors import Unavailable
-from corral.model.kinds import KINDS
 
 if TYPE_CHECKING:
     from corral.client import Client
@@ -92,11 +91,11 @@ class Session:
     ) -> list[Record]:
         """Objects of a kind, sorted by name; ``labels`` are ``K=V`` words."""
         wanted = pairs(labels, "--label")
-        found = self.client.resource(KINDS[kind].plural)
+        found = self.client.resource(_plural(kind))
         return found.list(all_projects=all_projects, labels=wanted, phase=phase or "")
 
     def get(self, kind: str, ref: str) -> Record:
-        return self.client.resource(KINDS[kind].plural).get(ref)
+        return self.client.resource(_plural(kind)).get(ref)
 
     def create(
         self, kind: str, *, name: str | None, spec: Mapping[str, Any], labels: Mapping[str, str] | None = None,
@@ -110,11 +109,11 @@ class Session:
             return client.images.begin(spec, name=name, labels=labels, timeout_s=timeout_s)
         if kind == "template":
             return client.templates.begin(spec, name=name, labels=labels, timeout_s=timeout_s)
-        return Accepted([client.resource(KINDS[kind].plural).create(spec, name=name, labels=labels)], [])
+        return Accepted([client.resource(_plural(kind)).create(spec, name=name, labels=labels)], [])
 
     def patch(self, kind: str, ref: str, *, spec: Mapping[str, Any], dry_run: bool = False) -> Record:
         """Change parts of a spec; with ``dry_run`` only what it would be."""
-        return self.client.resource(KINDS[kind].plural).patch(ref, spec=spec, dry_run=dry_run)
+        return self.client.resource(_plural(kind)).patch(ref, spec=spec, dry_run=dry_run)
 
     def act(self, verb: str, ref: str, *, force: bool = False, timeout_s: float | None = None) -> Record:
         """Ask a VM for start, stop, restart, reset, pause, resume or delete: the task."""
@@ -140,7 +139,7 @@ class Session:
 
     def delete(self, kind: str, ref: str) -> None:
         """Delete anything but a VM (that is :meth:`act`)."""
-        self.client.resource(KINDS[kind].plural).delete(ref)
+        self.client.resource(_plural(kind)).delete(ref)
 
     def cancel(self, task: str) -> Record:
         return self.client.tasks.cancel(task)
@@ -150,3 +149,9 @@ class Session:
 
     def explain(self, ref: str) -> dict[str, Any]:
         return self.client.vms.explain(ref)
+
+
+def _plural(kind: str) -> str:
+    from corral.model.kinds import KINDS  # 20 ms, which `corral run` has no use for
+
+    return KINDS[kind].plural

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from corral.cli import failures
 from corral.cli.mount import Mount, Mounted
-from corral.cli.obtain import ensure_image
 from corral.cli.progress import Moving, on_terminal, phrase
 from corral.cli.session import Session
 from corral.cli.timings import WAITING, Timings
@@ -188,6 +187,8 @@ def _begin(session: Session, client: Client, plan: Plan) -> Accepted:
     except Refused as error:
         if error.field != "spec.image":
             raise
+        from corral.cli.obtain import ensure_image
+
         ensure_image(session, plan.image)
         return ask()
 

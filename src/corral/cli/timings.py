@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +54,8 @@ def summarize(runs: Sequence[Timings]) -> None:
     for run in runs:
         for stage, seconds in run.stages():
             took.setdefault(stage, []).append(seconds)
+    import statistics  # brings much along that one run has no use for
+
     failures.line(f"  median       p90  of {len(runs)} runs")
     for stage in sorted(took, key=lambda stage: stage == "all of it"):  # what only some runs had comes before the end
         rows = sorted(took[stage])
