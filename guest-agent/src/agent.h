@@ -112,9 +112,11 @@ size_t channels_poll(struct pollfd *fds, size_t limit);  /* fill in what to wait
 void channels_serve(void);                      /* move what can be moved */
 int channels_timeout(void);                     /* ms until something is due, -1: nothing */
 bool spawn_forgotten(char *const argv[]);       /* start a program whose end nobody waits for */
+bool fork_forgotten(void (*work)(void));        /* the same with a function, which does not return */
 
 /* identity.c, machine.c */
-void identity_apply(struct fields f, struct text *failures);
+bool identity_apply(struct fields f, struct text *failures);  /* whether files were changed */
+void identity_flush(void);                      /* in a child: they go to the disk; does not return */
 void machine_info(struct text *out);
 bool machine_shutdown(bool reboot);             /* false: it will be done by machine_down() */
 void machine_down(bool reboot);

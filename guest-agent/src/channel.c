@@ -135,20 +135,35 @@ static void channel_exec(struct frame *f)
 	}
 }
 
-bool spawn_forgotten(char *const argv[])
+/* As fork(): a child whose end nobody waits for. -1: there are too many. */
+static pid_t fork_orphan(void)
 {
-	if (orphan_count + MAX_CHANNELS >= MAX_ORPHANS)
-		return false;
-	pid_t pid = fork();
+	pid_t pid = orphan_count + MAX_CHANNELS < MAX_ORPHANS ? fork() : -1;
 	if (pid == 0) {
 		child_defaults();
 		setsid();
+	} else if (pid > 0) {
+		orphans[orphan_count++] = pid;
+	}
+	return pid;
+}
+
+bool spawn_forgotten(char *const argv[])
+{
+	pid_t pid = fork_orphan();
+	if (pid == 0) {
 		setenv("PATH", "/usr/sbin:/usr/bin:/sbin:/bin", 1);
 		execvp(argv[0], argv);
 		_exit(127);
 	}
-	if (pid > 0)
-		orphans[orphan_count++] = pid;
+	return pid > 0;
+}
+
+bool fork_forgotten(void (*work)(void))
+{
+	pid_t pid = fork_orphan();
+	if (pid == 0)
+		work();
 	return pid > 0;
 }
 

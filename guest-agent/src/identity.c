@@ -1,5 +1,6 @@
 /* Makes this guest somebody: all in one message, because after a fork every round trip and every touched page of the
- * guest costs milliseconds. Nothing is flushed to disk for the same reason. What fails is named, the rest is done. */
+ * guest costs milliseconds. Nothing waits for the disk for the same reason: it is flushed a moment later, and by a
+ * process without precedence (identity_flush). What fails is named, the rest is done. */
 #include "agent.h"
 
 #include <arpa/inet.h>
@@ -20,6 +21,7 @@
 #include <unistd.h>
 
 static struct text *failures;
+static bool changed; /* some file, by the message at hand */
 
 static void failed(const char *what) { add_words(failures, "%s%s: %s", failures->length ? "; " : "", what, strerror(errno)); }
 
@@ -37,10 +39,35 @@ static bool write_all(int fd, const void *data, size_t length)
 	return true;
 }
 
-/* Replace a file in one step; where that cannot be (a mount point), overwrite it. */
+static bool holds(int fd, const void *data, size_t length)
+{
+	static char old[MAX_CONTROL];
+	return length < sizeof old && pread(fd, old, sizeof old, 0) == (ssize_t)length && !memcmp(old, data, length);
+}
+
+/* Write over a file that is there. Its page is in memory and its block is its own, so nothing else happens; a new file
+ * in its place would have its blocks chosen and sent to the disk at once (ext4), which takes fifty times as long. */
+static bool overwrite(const char *path, const void *data, size_t length, mode_t mode)
+{
+	struct stat now;
+	int fd = open(path, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+	bool good = fd >= 0 && !fstat(fd, &now) && S_ISREG(now.st_mode) && ((now.st_mode & 07777) == mode || !fchmod(fd, mode));
+	if (good && !holds(fd, data, length)) {
+		changed = true;
+		good = write_all(fd, data, length) && !ftruncate(fd, (off_t)length);
+	}
+	if (fd >= 0)
+		close(fd);
+	return good;
+}
+
+/* Have a file say this: over the old one, or in its place where that is no plain file (resolv.conf is often a link). */
 static void put(const char *path, const void *data, size_t length, mode_t mode)
 {
 	char temporary[128];
+	if (overwrite(path, data, length, mode))
+		return;
+	changed = true;
 	snprintf(temporary, sizeof temporary, "%s.corral", path);
 	unlink(temporary);
 	int fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
@@ -51,12 +78,6 @@ static void put(const char *path, const void *data, size_t length, mode_t mode)
 		return;
 	int why = errno;
 	unlink(temporary);
-	if (good && (fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC)) >= 0) {
-		good = write_all(fd, data, length);
-		close(fd);
-		if (good)
-			return;
-	}
 	errno = why;
 	failed(path);
 }
@@ -174,6 +195,20 @@ static void set_mac(int s, const char *name, const char *text)
 		failed("mac");
 }
 
+/* IPv6 addresses are made of the MAC. Off and on gives it new ones, as down and up would; but that waits for everybody
+ * in the kernel who may still look at the card, with a priority far below ours. */
+static void renew_ipv6(const char *name)
+{
+	char path[64 + IFNAMSIZ], off = 0;
+	snprintf(path, sizeof path, "/proc/sys/net/ipv6/conf/%s/disable_ipv6", name);
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return; /* there is no IPv6 here */
+	if (pread(fd, &off, 1, 0) == 1 && off == '0' && (pwrite(fd, "1", 1, 0) != 1 || pwrite(fd, "0", 1, 0) != 1))
+		failed("ipv6");
+	close(fd);
+}
+
 static void set_ip(int s, const char *name, const char *text)
 {
 	struct ifreq q = {0};
@@ -238,14 +273,12 @@ static void set_network(const struct field_view *mac, const struct field_view *a
 		errno = s < 0 ? errno : ENODEV;
 		failed("network");
 	} else {
-		/* Down and up again, so that IPv6 addresses made of the old MAC go too; not without an address to come,
-		 * because the routes go with them. */
-		if (mac->data && address->data)
-			set_flags(s, name, false);
 		if (mac->data && as_line(mac, line, sizeof line))
 			set_mac(s, name, line);
 		else if (mac->data)
 			wrong("mac");
+		if (mac->data)
+			renew_ipv6(name);
 		if (address->data && as_line(address, line, sizeof line))
 			set_ip(s, name, line);
 		else if (address->data)
@@ -276,12 +309,13 @@ static void set_keys(const struct field_view *private, const struct field_view *
 	}
 }
 
-void identity_apply(struct fields f, struct text *out)
+bool identity_apply(struct fields f, struct text *out)
 {
 	struct field_view v, got[64] = {0};
 	char line[66];
 	struct text dns = {.length = 0};
 	failures = out;
+	changed = false;
 	int more;
 	while ((more = next_field(&f, &v)) == 1) {
 		if (v.tag == F_DNS) {
@@ -295,7 +329,7 @@ void identity_apply(struct fields f, struct text *out)
 	}
 	if (more < 0) {
 		wrong("fields");
-		return;
+		return false;
 	}
 	if (got[F_TIME].data) {
 		struct timespec t = {0};
@@ -325,4 +359,14 @@ void identity_apply(struct fields f, struct text *out)
 		set_network(&got[F_MAC], &got[F_ADDRESS], &got[F_GATEWAY]);
 	if (dns.length)
 		put("/etc/resolv.conf", dns.data, dns.length, 0644);
+	return changed;
+}
+
+/* What was written goes to the disk, done by a child: it takes long, and this process keeps others from running. */
+void identity_flush(void)
+{
+	int fd = open("/etc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd >= 0)
+		syncfs(fd);
+	_exit(0);
 }

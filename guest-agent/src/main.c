@@ -24,14 +24,14 @@
 #include <unistd.h>
 
 #define PORT_NAME "org.corral.guest.0"
-enum { TICK_MS = 500, MAX_ECHO = 64, PRIORITY = 50 };
+enum { TICK_MS = 500, MAX_ECHO = 64, PRIORITY = 50, FLUSH_MS = 5000 };
 
 bool pretend;
 static int port = -1, signals = -1;
 static bool is_socket, connected, session, hunting;
 static uint8_t nonce[NONCE_SIZE], instance[NONCE_SIZE];
 static enum { STAY, POWER_OFF, REBOOT } going;
-static int64_t going_since;
+static int64_t going_since, flush_at; /* flush_at: 0 where there is nothing to be flushed */
 
 int64_t now_ms(void)
 {
@@ -85,8 +85,8 @@ static void identity(struct frame *f)
 	failures.length = 0;
 	if (pretend)
 		add_words(&failures, "only pretending");
-	else
-		identity_apply((struct fields){f->payload, f->payload + f->length}, &failures);
+	else if (identity_apply((struct fields){f->payload, f->payload + f->length}, &failures))
+		flush_at = now_ms() + FLUSH_MS;
 	out_frame(f->channel, failures.length ? T_REFUSED : T_REPLY, failures.data, failures.length);
 }
 
@@ -241,6 +241,10 @@ static void step(void)
 		timeout = TICK_MS;
 	if (going)
 		timeout = 20;
+	if (flush_at) {
+		int64_t left = flush_at - now_ms();
+		timeout = timeout < 0 || left < timeout ? (left > 0 ? (int)left : 0) : timeout;
+	}
 	short events = (short)((out_room_control() ? POLLIN : 0) | (out_used() ? POLLOUT : 0));
 	fds[0] = (struct pollfd){.fd = signals, .events = POLLIN};
 	fds[1] = (struct pollfd){.fd = connected ? port : -1, .events = events};
@@ -261,6 +265,10 @@ static void step(void)
 	if (connected)
 		transmit(); /* at once: most of the time it would only be asked to wait for what is there already */
 	again = again && out_room_control();
+	if (flush_at && now_ms() >= flush_at) {
+		flush_at = 0;
+		fork_forgotten(identity_flush);
+	}
 	if (going && (!out_used() || now_ms() - going_since > 500))
 		machine_down(going == REBOOT);
 }

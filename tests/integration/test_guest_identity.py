@@ -105,6 +105,24 @@ async def test_card_and_route_are_the_new_ones(root: Path, agent: Agent) -> None
             assert [line[2] for line in default] == ["016433C6"]
             _, out, _ = await run(guest, "/busybox", "ip", "link", "show", "eth0")
             assert b"52:54:00:12:34:56" in out
+            if Path("/proc/net/if_inet6").exists():  # its IPv6 address is made of the new MAC, and no other is left
+                _, out, _ = await run(guest, "/busybox", "ip", "-6", "addr", "show", "eth0")
+                found = [line.split()[1] for line in out.decode().splitlines() if "inet6" in line]
+                assert found == ["fe80::5054:ff:fe12:3456/64"]
+
+
+async def test_files_are_written_over_where_they_are_and_links_are_not_followed(root: Path, agent: Agent) -> None:
+    (root / "etc/hostname").write_text("a-name-that-is-longer\n")
+    (root / "run/stub").write_text("of another program\n")
+    (root / "etc/resolv.conf").symlink_to("/run/stub")
+    before = (root / "etc/hostname").stat().st_ino, (root / "etc/machine-id").stat().st_ino
+    async with speaking(agent) as guest:
+        await guest.identify(IDENTITY)
+    assert ((root / "etc/hostname").stat().st_ino, (root / "etc/machine-id").stat().st_ino) == before
+    assert (root / "etc/hostname").read_text() == "forked\n"
+    assert (root / "etc/machine-id").stat().st_mode & 0o777 == 0o444
+    assert not (root / "etc/resolv.conf").is_symlink()
+    assert (root / "run/stub").read_text() == "of another program\n"
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,9 @@ async def test_debian_boots_grows_applies_cloud_config_and_stops(root: Path) -> 
         assert "runcmd 2 ended with status 7" in log
         assert "left out: ntp" in guest.serial
         assert "10.0.2.15/24" in (await guest.sh("ip -4 addr"))[1]
-        await guest.sh("for n in $(seq 60); do systemctl is-active -q ssh && break; sleep 1; done", 90)
+        assert (
+            await guest.sh("timeout 60 systemctl is-system-running --wait; systemctl is-active ssh ssh.socket", 90)
+        )[1].split() == ["running", "inactive", "active"]
         status, keys = await guest.sh("cat /etc/ssh/ssh_host_*.pub")
         assert (status, keys.count("\n")) == (0, 1)
         assert (await guest.sh("systemctl --failed --no-legend --plain"))[1] == ""

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from corral.agent.settings import Settings
+from corral.engine.fake import FakeEngine
 from corral.engine.protocol import Drive
 from corral.engine.protocol import Template as Frozen
 from corral.errors import CorralError, NotFound
@@ -365,6 +366,38 @@ def test_a_guest_that_does_not_take_its_identity_stays_unplugged_and_says_so() -
         assert stage.world.machines[vm_id()].links == {"net0": False}
         await stage.phase("running")
         assert stage.world.machines[vm_id()].links == {"net0": True}
+
+    on_stage(test)
+
+
+def test_a_template_is_frozen_with_its_line_open_and_the_files_that_forks_write_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[object] = []
+    identify, close, freeze = FakeGuest.identify, FakeGuest.close, FakeEngine.freeze
+
+    async def identified(self: FakeGuest, identity: Identity, timeout: float = 5.0) -> None:
+        told.append((identity.authorized_keys, identity.dns))
+        await identify(self, identity, timeout)
+
+    async def closed(self: FakeGuest) -> None:
+        told.append("closed")
+        await close(self)
+
+    async def frozen(self: FakeEngine, *arguments: Any) -> Frozen:
+        done = await freeze(self, *arguments)
+        told.append("frozen")
+        return done
+
+    async def test(stage: Stage) -> None:
+        for who, name, does in (
+            (FakeGuest, "identify", identified),
+            (FakeGuest, "close", closed),
+            (FakeEngine, "freeze", frozen),
+        ):
+            monkeypatch.setattr(who, name, does)
+        await stage.done(await order(stage))
+        assert told == [(b"", ("10.0.2.3",)), "frozen", "closed"]
 
     on_stage(test)
 

@@ -6,6 +6,7 @@ ports and the count of boots are durable before a process exists, so whatever is
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from pathlib import Path
 from typing import Any
@@ -78,18 +79,15 @@ class Steps:
         memory.template_wanted = choice.wanted
         told = f"forked from {choice.template.meta.name}" if choice.template else f"it boots: {choice.why}"
         warm = self._pool.holds(id, choice.template)
-        root: tuple[Path, ...] = ()
-        seed = None
-        if choice.template is not None and memory.host_key is None:
-            memory.host_key = await self._joined.host_key()
-        if wants_root(files):
-            self._book.step(id, "volume", told)
-            root = self._joined.disks.layers(id) if warm else await self._root(vm, files, choice)
-        await self._rt.faults.at("create.volume")
-        if wants_seed(files):
-            self._book.step(id, "seed", told)
-            seed = await self._joined.disks.ensure_seed(id, self._seed(vm, files), opened=warm)
-        await self._rt.faults.at("create.seed")
+        # A key takes a process of its own, and so does a disk: one does not wait for the other.
+        made, key = await asyncio.gather(
+            self._disks(vm, files, choice, told, warm=warm), self._host_key(vm, choice), return_exceptions=True
+        )
+        if isinstance(made, BaseException):
+            raise made
+        if isinstance(key, BaseException):
+            raise key
+        root, seed = made
         self._mark(vm, "disk")
         self._book.step(id, "start", told)
         joins = self._joined.groups.prepare(id)
@@ -115,6 +113,27 @@ class Steps:
         if choice.template is not None:
             self._stock.used(choice.template.meta.id)
         await self._rt.faults.at("create.spawned")
+
+    async def _host_key(self, vm: Vm, choice: Choice) -> None:
+        memory = self._picture.of(vm.meta.id)
+        if choice.template is not None and memory.host_key is None:
+            memory.host_key = await self._joined.host_key()
+
+    async def _disks(
+        self, vm: Vm, files: BootFiles, choice: Choice, told: str, *, warm: bool
+    ) -> tuple[tuple[Path, ...], Path | None]:
+        """The layers of its root disk and its seed, as far as its image has use for them."""
+        root: tuple[Path, ...] = ()
+        seed = None
+        if wants_root(files):
+            self._book.step(vm.meta.id, "volume", told)
+            root = self._joined.disks.layers(vm.meta.id) if warm else await self._root(vm, files, choice)
+        await self._rt.faults.at("create.volume")
+        if wants_seed(files):
+            self._book.step(vm.meta.id, "seed", told)
+            seed = await self._joined.disks.ensure_seed(vm.meta.id, self._seed(vm, files), opened=warm)
+        await self._rt.faults.at("create.seed")
+        return root, seed
 
     async def _root(self, vm: Vm, files: BootFiles, choice: Choice) -> tuple[Path, ...]:
         """The layers of the VM's root disk, the uppermost first."""

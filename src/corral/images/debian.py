@@ -134,6 +134,9 @@ def _overlay(ingredients: Ingredients, modules: Modules) -> Tree:
         tree.link(f"{units}/{target}.wants/{unit}", f"../{unit}")
     networkd = "systemd-networkd.service"
     tree.link(f"{units}/multi-user.target.wants/{networkd}", f"/usr/lib/systemd/system/{networkd}")
+    # sshd is started by the first connection: a guest that nobody logs in to never loads it, and no fork has one that
+    # must be told to forget its template's key.
+    tree.link(f"{units}/sockets.target.wants/ssh.socket", "/usr/lib/systemd/system/ssh.socket")
     for unit in MASKED:
         tree.link(f"{units}/{unit}", "/dev/null")
     tree.file(f"{units}/serial-getty@ttyS0.service.d/corral.conf", inside / "autologin.conf")
@@ -180,7 +183,7 @@ def _mmdebstrap(suite: str, release: str, overlay: Path, descriptor: int, source
     # D-Bus has a machine-id of its own, which systemd would take over at the first boot: all guests would be the same.
     tidy = (
         'rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/etc/ssh/ssh_host_* "$1"/var/lib/systemd/random-seed'
-        ' "$1"/var/lib/dbus/machine-id'
+        ' "$1"/var/lib/dbus/machine-id "$1"/etc/systemd/system/multi-user.target.wants/ssh.service'
     )
     make = (
         'set -e; view=$(mktemp -d); mount --bind "$1" "$view" 2>/dev/null || { rmdir "$view"; view=$1; }; '

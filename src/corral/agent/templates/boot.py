@@ -19,10 +19,11 @@ from corral.agent.picture import boot_id
 from corral.agent.ports import BootFiles, Joined
 from corral.agent.reconcile import OFF_STATES
 from corral.agent.templates.scripts import SETTLE, run
+from corral.agent.templates.welcome import DNS
 from corral.engine.protocol import Drive, Engine, Machine, State
 from corral.engine.protocol import Template as Frozen
 from corral.errors import CorralError, Refused, TimedOut
-from corral.guest.protocol import Identity
+from corral.guest.protocol import Guest, Identity
 from corral.model import Cpu, Disk, Memory, Meta, Nic, Template, Vm, VmSpec
 from corral.runtime import Runtime, deadline
 from corral.storage.seed import Seed
@@ -65,8 +66,11 @@ class TemplateBoots:
         made = await self._made(id)
         if made is None:
             await self._boot(template, files, tell)
-            agent, hooks = await self._await_rest(template, files, tell)
-            made = Made(await self._freeze_booted(template, files, tell), agent, hooks)
+            guest, agent, hooks = await self._await_rest(template, files, tell)
+            try:
+                made = Made(await self._freeze_booted(template, files, tell), agent, hooks)
+            finally:
+                await guest.close()
         else:
             # Killed between freezing and writing it down: all that is known of the guest is what any of ours has.
             made = made._replace(agent="corral-guest" if files.agent else "qemu-guest-agent", hooks=True)
@@ -129,10 +133,12 @@ class TemplateBoots:
         joins = self._joined.groups.prepare(id)
         return machine_of(pretended(template), files, root=disks.layers(id), seed=seed, ports=(), joins=joins)
 
-    async def _await_rest(self, template: Template, files: BootFiles, tell: Tell) -> tuple[str, bool]:
-        """Wait until the guest has nothing left to start: who answered in it, and whether its image has hooks.
+    async def _await_rest(self, template: Template, files: BootFiles, tell: Tell) -> tuple[Guest, str, bool]:
+        """Wait until the guest has nothing left to start: who answers in it, and whether its image has hooks.
 
-        What a guest says while it boots may be lost: then it is asked once more, from the start.
+        What a guest says while it boots may be lost: then it is asked once more, from the start. The connection stays
+        open: a fork of what is frozen with it needs not learn first that somebody is on its line. Its kernel would see
+        to that after everybody else whom the thaw has woken.
         """
         for last in range(TALKS, 0, -1):
             try:
@@ -144,7 +150,7 @@ class TemplateBoots:
                 await self._rt.clock.sleep(READY_EVERY_S)
         raise AssertionError("the last round returns or raises")
 
-    async def _talk(self, template: Template, files: BootFiles, tell: Tell) -> tuple[str, bool]:
+    async def _talk(self, template: Template, files: BootFiles, tell: Tell) -> tuple[Guest, str, bool]:
         channels = self._engine.channels(boot_id(template.meta.id))
         prefer: Literal["resident", "qga"] = "resident" if files.agent else "qga"
         try:
@@ -155,16 +161,23 @@ class TemplateBoots:
             raise TimedOut(error.message, hint=hint) from error
         try:
             await self._rt.faults.at("template.answered")
-            await guest.identify(Identity(time=self._rt.clock.now()))
+            await guest.identify(self._stage(template, files))
             tell("settle", "until the guest has nothing left to start")
             async with deadline(ANSWER_S, "the end of the guest's start-up"):
                 while not (info := await guest.info()).ready:
                     await self._rt.clock.sleep(READY_EVERY_S)
             said = await run(guest, SETTLE, SETTLE_S, "coming to rest")
-        finally:
-            # Nobody is connected in what is frozen: every fork begins with a line that is free.
+        except BaseException:
             await guest.close()
-        return info.agent, "hooks" in said.split()
+            raise
+        return guest, info.agent, "hooks" in said.split()
+
+    def _stage(self, template: Template, files: BootFiles) -> Identity:
+        """The time, and the files that every fork gets: to write over one takes a fork less than to make it."""
+        now = self._rt.clock.now()
+        if not files.agent:
+            return Identity(time=now)
+        return Identity(time=now, authorized_keys=b"", dns=(DNS,) if template.spec.cards else ())
 
     async def _freeze_booted(self, template: Template, files: BootFiles, tell: Tell) -> Frozen:
         await self._rt.clock.sleep(REST_S)
