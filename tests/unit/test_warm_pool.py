@@ -9,8 +9,9 @@ import pytest
 
 from corral.agent.settings import Settings
 from corral.api.service import Service
+from corral.engine.fake import FakeEngine
 from corral.engine.protocol import State
-from corral.errors import NotFound
+from corral.errors import NotFound, Unavailable
 from corral.model import Memory, Vm
 from corral.model.vm import start_of
 from corral.runtime.points import WARM_POINTS
@@ -258,5 +259,32 @@ def test_a_daemon_that_ends_leaves_none_and_the_next_makes_them_again() -> None:
         await stage.start()
         (other,) = await offers(stage, 1)
         assert other.machine.id != offer.machine.id
+
+    on_stage(test, settings=WARM)
+
+
+def test_one_that_cannot_be_ended_holds_nobody_up_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    kill, tried = FakeEngine.kill, list[str]()
+
+    async def stuck(self: FakeEngine, id: str) -> None:
+        tried.append(id)
+        if len(tried) == 1:
+            raise Unavailable("its disk hangs", code="unresponsive")
+        await kill(self, id)
+
+    async def test(stage: Stage) -> None:
+        await stage.done(await order(stage))
+        died = stage.points.died = asyncio.Event()
+        stage.points.die_at = "warm.made"
+        first = await launch(stage, "first")
+        await died.wait()
+        await stage.stop()
+        monkeypatch.setattr(FakeEngine, "kill", stuck)
+        await stage.start()
+        second = await launch(stage, "second")
+        await asyncio.sleep(10)
+        assert tried[:2] == [tried[0]] * 2
+        (offer,) = await offers(stage, 1)
+        nothing_left(stage, first.meta.id, second.meta.id, offer.machine.id)
 
     on_stage(test, settings=WARM)

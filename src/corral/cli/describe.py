@@ -86,7 +86,8 @@ def start_of(status: Object) -> str:
         pause = start.get("pause_s")
         parent = f"VM {start['source']}" if start.get("source") else f"template {start.get('template', '')}"
         still = f"; that stood still for {1000 * pause:.0f} ms" if pause is not None else ""
-        return f"forked from {parent}{after}{still}"
+        ahead = ", made ahead" if start.get("warm") else ""
+        return f"forked from {parent}{ahead}{after}{still}"
     return f"booted{after}: {start['why']}" if start.get("why") else ""
 
 

@@ -12,6 +12,7 @@ How many there shall be is decided in :mod:`corral.scheduler.warm`. One is made 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -79,6 +80,8 @@ class WarmPool:
         self._mine: dict[str, Waiting] = {}
         self._demand: dict[str, Demand] = {}
         self._pressed = -PRESSED_S
+        self._left = False
+        """Some could not be ended."""
         self._turn = asyncio.Event()
         self._making: asyncio.Task[None] | None = None
 
@@ -119,15 +122,22 @@ class WarmPool:
     # Keeping
 
     async def sweep(self) -> None:
-        """Before anything else is done here: end what an earlier agent left."""
+        """Before anything else is done here: end what an earlier agent left. What resists is tried again later."""
         for offer in await self._book.all():
             if offer.machine.host == self._host_id:
-                await self._end(offer)
+                await self._try(self._end(offer))
         for seen in await self._engine.pool():
             if await self._vm(seen.id) is None:
-                await self._clear(seen.id)
+                await self._try(self._clear(seen.id))
             else:  # the VM's, and not begun to be: it starts afresh
-                await self._engine.remove(seen.id)
+                await self._try(self._engine.remove(seen.id))
+
+    async def _try(self, ending: Awaitable[None]) -> None:
+        try:
+            await ending
+        except CorralError as error:
+            log.warning("a warm machine could not be ended", error=error.message)
+            self._left = True
 
     async def run(self) -> None:
         """Keep as many as are wanted, until cancelled."""
@@ -155,11 +165,13 @@ class WarmPool:
             return
         await self._rt.faults.at("warm.ending")
         try:
-            for offer in await self._book.all():
-                if offer.machine.host == self._host_id:
-                    await self._end(offer)
+            offers = await self._book.all()
         except CorralError as error:
-            log.warning("warm machines could not be ended; the next start does", error=error.message)
+            log.warning("warm machines cannot be ended, the next start does", error=error.message)
+            return
+        for offer in offers:
+            if offer.machine.host == self._host_id:
+                await self._try(self._end(offer))
 
     def _remember(self) -> None:
         """What was in use before this daemon began still is."""
@@ -170,7 +182,7 @@ class WarmPool:
                 self._demand[template.meta.id] = Demand(Use().again(self._rt.clock.monotonic() - ago))
 
     async def _round(self) -> None:
-        if self._mine:
+        if self._mine or self._left:
             await self._look()
         while True:
             shall = self._sizes()
@@ -218,18 +230,22 @@ class WarmPool:
         """Notice those that ended, and those whose VM does not want them any more."""
         offers = {offer.machine.id: offer for offer in await self._book.all()}
         well = {seen.id for seen in await self._engine.pool() if seen.state is State.CREATED}
+        self._left = False
         for id in list(self._mine):
             if id not in offers:
                 await self._given(id)
             elif id not in well:
-                await self._end(offers[id])
+                await self._try(self._end(offers[id]))
+        for id in offers.keys() - self._mine.keys():
+            if offers[id].machine.host == self._host_id:
+                await self._try(self._end(offers[id]))
 
     async def _given(self, id: str) -> None:
         """Its key is gone: it is a VM's. One that is not about to start here lets go of it."""
         vm = await self._vm(id)
         if vm is None or vm.status.host not in ("", self._registration.name):
-            self._mine.pop(id, None)
             await self._clear(id)
+            self._mine.pop(id, None)
         elif vm.spec.power is Power.STOPPED and self._mine.pop(id, None) is not None:
             try:
                 await self._engine.remove(id)
