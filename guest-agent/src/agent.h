@@ -97,6 +97,7 @@ void child_defaults(void);                      /* in a child: what the agent ch
 
 /* limit.c: a control group for one program, named by its channel */
 const char *limit_make(uint32_t id, uint32_t processes);  /* NULL, or what is wrong */
+pid_t limit_fork(uint32_t id);                  /* as fork(), with the child in it; -1: fork, and let it */
 bool limit_join(uint32_t id);                   /* in the child */
 bool limit_reached(uint32_t id);                /* it wanted more than it may have */
 void limit_kill(uint32_t id);                   /* everything in it */

@@ -6,14 +6,17 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define PREFIX "corral-run-"
+#define INTO_CGROUP 0x200000000ULL
 static const char *const SYSTEM = "/sys/fs/cgroup", *const OWN = "/run/corral/cgroup";
 
 static bool put(const char *path, const char *text)
@@ -71,13 +74,13 @@ static void sweep(const char *root)
 
 const char *limit_make(uint32_t id, uint32_t processes)
 {
-	char path[128], number[16];
+	char path[128], number[16], on[256];
 	const char *root = pretend ? NULL : tree();
 	if (!root)
 		return "processes cannot be limited: this guest has no control groups (version 2)";
 	sweep(root);
 	snprintf(path, sizeof path, "%s/cgroup.subtree_control", root);
-	if (!put(path, "+pids"))
+	if (!(read_small(path, on, sizeof on) && strstr(on, "pids")) && !put(path, "+pids"))
 		return "processes cannot be limited: this guest has no controller for them";
 	if (mkdir(file_of(id, ""), 0755) && errno != EEXIST)
 		return "processes cannot be limited: no control group can be made";
@@ -86,6 +89,18 @@ const char *limit_make(uint32_t id, uint32_t processes)
 		return NULL;
 	limit_drop(id);
 	return "processes cannot be limited: the control group does not take a limit";
+}
+
+/* A child that is born in the group; -1: not with this kernel. To move one there waits until the kernel has seen that
+ * nobody forks (an RCU grace period): in a fork that has just woken, for all others that woke. */
+pid_t limit_fork(uint32_t id)
+{
+	int fd = open(file_of(id, ""), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	uint64_t arguments[11] = {[0] = INTO_CGROUP, [4] = SIGCHLD, [10] = (uint64_t)fd}; /* struct clone_args */
+	long pid = fd < 0 ? -1 : syscall(SYS_clone3, arguments, sizeof arguments);
+	if (pid && fd >= 0)
+		close(fd);
+	return (pid_t)pid;
 }
 
 bool limit_join(uint32_t id)

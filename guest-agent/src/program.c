@@ -76,11 +76,11 @@ static void become(const struct program *p, int error_fd, int terminal)
 		fail(error_fd, 126, p->cwd, strerror(errno));
 }
 
-__attribute__((noreturn)) static void run_child(const struct program *p, const int fds[3], int error_fd)
+__attribute__((noreturn)) static void run_child(const struct program *p, const int fds[3], int error_fd, bool joined)
 {
 	child_defaults();
 	setsid();
-	if (p->limit && !limit_join(p->limit))
+	if (p->limit && !joined && !limit_join(p->limit))
 		fail(error_fd, 126, "limit of processes", strerror(errno));
 	if (p->tty && ioctl(fds[0], TIOCSCTTY, 0))
 		fail(error_fd, 126, "terminal", strerror(errno));
@@ -165,10 +165,14 @@ pid_t program_start(const struct program *p, int fd[ENDS])
 {
 	int child[3] = {-1, -1, -1}, error[2] = {-1, -1};
 	pid_t pid = -1;
-	if (!(p->tty ? open_terminal(fd, p, child) : open_pipes(fd, child)) && !pipe2(error, O_CLOEXEC))
-		pid = fork();
+	bool joined = false;
+	if (!(p->tty ? open_terminal(fd, p, child) : open_pipes(fd, child)) && !pipe2(error, O_CLOEXEC)) {
+		pid = p->limit ? limit_fork(p->limit) : -1;
+		joined = pid >= 0;
+		pid = joined ? pid : fork();
+	}
 	if (pid == 0)
-		run_child(p, child, error[1]);
+		run_child(p, child, error[1], joined);
 	int why = errno;
 	fd[ERR_PIPE] = error[0];
 	if (error[1] >= 0)
