@@ -486,7 +486,9 @@ class FakeEngine:
             self._world.machines.pop(id)
 
     async def listens(self, id: str) -> bool:
-        return not (await self._answering(id)).agentless
+        machine = await self._answering(id)  # a guest that boots has not got that far
+        up = machine.ready_at is not None and self._rt.clock.monotonic() >= machine.ready_at
+        return up and not machine.agentless
 
     async def vcpus(self, id: str) -> tuple[int, ...]:
         machine = await self._answering(id)
