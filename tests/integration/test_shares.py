@@ -62,8 +62,8 @@ def why(platform: Platform, name: str) -> list[str]:
 def weighed(platform: Platform) -> list[Path]:
     """Where the kernel has each guest's weight."""
     groups = choose(platform.state)
-    files = [groups.weighing(platform.vm(name)["meta"]["id"], 1.0) for name in NAMES]
-    return [file[0] for file in files if file is not None]
+    files = [groups.weight_file(platform.vm(name)["meta"]["id"]) for name in NAMES]
+    return [file for file in files if file is not None]
 
 
 def even(files: list[Path]) -> bool:

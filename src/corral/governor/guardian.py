@@ -3,7 +3,8 @@
 While threads take turns, those who wait weigh next to nothing, which nobody must be left with. So the governor has this
 small process (standard library only, ``python -I -S guardian.py``) beside it and tells it on stdin, one JSON object a
 line, what to do if it is not heard of for :data:`SILENT_S` or ends: ``{"files": {path: text}, "threads": [id],
-"cpus": [number]}``. An empty object: there is nothing to put right. It ends with its governor.
+"cpus": [number]}``. An empty object: there is nothing to put right; an empty line: as before. It ends with its
+governor.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 SILENT_S = 1.0
-TELL_S = 0.25
+TELL_S = 0.4
 """How often the governor says what it would want to have done; that it does is also what shows that it lives."""
 PRIORITY = 11
 """SCHED_FIFO, as the governor's."""
@@ -28,6 +29,7 @@ class Guardian:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._said: dict[str, Any] = {}
 
     def tell(self, files: dict[str, str], threads: list[int], cpus: list[int]) -> bool:
         """What to do when we are gone. False: nobody would do it."""
@@ -43,8 +45,10 @@ class Guardian:
             command = [sys.executable, "-I", "-S", __file__]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, bufsize=0)
         assert self._process.stdin is not None
+        text = b"" if order == self._said else json.dumps(order).encode()
+        self._said = order
         try:
-            os.write(self._process.stdin.fileno(), json.dumps(order).encode() + b"\n")
+            os.write(self._process.stdin.fileno(), text + b"\n")
         except BrokenPipeError:
             return False
         return True
@@ -71,18 +75,19 @@ def main() -> None:
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY))
     order: dict[str, Any] = {}
-    pending = b""
+    pending, done = b"", True
     while True:
-        if not select.select([0], [], [], SILENT_S if order else None)[0]:
+        if not select.select([0], [], [], SILENT_S if order and not done else None)[0]:
             put_right(order)
-            order = {}
+            done = True
             continue
         piece = os.read(0, 1 << 16)
         if not piece:
             break
         *lines, pending = (pending + piece).split(b"\n")
-        if lines:  # only the newest counts
-            order = json.loads(lines[-1])
+        if said := [line for line in lines if line]:  # only the newest counts
+            order = json.loads(said[-1])
+        done = done and not lines
     if order:
         put_right(order)
 

@@ -10,9 +10,10 @@ from contextlib import contextmanager, suppress
 
 from corral.errors import CorralError
 from corral.governor.guardian import Guardian
-from corral.governor.meter import ProcessClock, ThreadClock, Times, idle_s
+from corral.governor.meter import IdleClock, ProcessClock, ThreadClock, Times
 from corral.governor.protocol import Plan, VmPlan
-from corral.host.cgroup import Groups, Meter
+from corral.host.cgroup import Groups
+from corral.host.cgroup.files import Knob
 from corral.runtime.clock import SystemClock
 
 SAME = 0.005
@@ -29,6 +30,7 @@ class RealHands:
         self._vms: dict[str, _Vm] = {}
         self._clock = SystemClock()
         self._guardian = Guardian()
+        self._idle = IdleClock(cpus)
 
     def follow(self, plan: Plan) -> Plan:
         """Open what is to be read of these VMs; returns the plan without those whose process is gone."""
@@ -41,7 +43,7 @@ class RealHands:
         for id, vm in wanted.items():
             if id not in self._vms:
                 with suppress(OSError):  # it has just ended: the next plan will not name it
-                    self._vms[id] = _Vm(vm, self._groups.meter(id) if self._groups is not None else None)
+                    self._vms[id] = _Vm(vm, self._groups)
         return Plan(vms=tuple(vm for vm in plan.vms if vm.id in self._vms), projects=plan.projects)
 
     def now(self) -> float:
@@ -51,7 +53,7 @@ class RealHands:
         return time.process_time()
 
     def idle_s(self) -> float:
-        return idle_s(self._cpus)
+        return self._idle.read()
 
     def used_s(self, id: str) -> float:
         vm = self._vms[id]
@@ -81,9 +83,9 @@ class RealHands:
         if vm.weight is not None and abs(cores - vm.weight) <= SAME * vm.weight:
             return
         vm.weight = cores
-        if self._groups is not None:
+        if self._groups is not None and vm.knob is not None:
             with self._while_it_lives(id):
-                self._groups.weight(id, cores)
+                vm.knob.write(self._groups.weight_text(cores))
         else:
             self._renice()
 
@@ -99,12 +101,11 @@ class RealHands:
             return False
         files, threads = {}, []
         for id, cores in weights.items():
-            where = self._groups.weighing(id, cores)
-            if where is None:
+            vm = self._vms[id]
+            if vm.knob is None:
                 return False
-            files[str(where[0])] = where[1]
-            plan = self._vms[id].plan
-            threads += [plan.pid, *plan.threads]
+            files[str(vm.knob.path)] = self._groups.weight_text(round(cores, 2))
+            threads += [vm.plan.pid, *vm.plan.threads]
         return self._guardian.tell(files, threads, self._cpus)
 
     def relieve(self) -> None:
@@ -112,6 +113,7 @@ class RealHands:
 
     def close(self) -> None:
         self._guardian.close()
+        self._idle.close()
 
     @contextmanager
     def _while_it_lives(self, id: str) -> Iterator[None]:
@@ -139,8 +141,11 @@ class RealHands:
 class _Vm:
     """Open counters of one VM. Raises OSError when its process is gone."""
 
-    def __init__(self, plan: VmPlan, meter: Meter | None) -> None:
-        self.plan, self.meter = plan, meter
+    def __init__(self, plan: VmPlan, groups: Groups | None) -> None:
+        self.plan = plan
+        self.meter = groups.meter(plan.id) if groups is not None else None
+        file = groups.weight_file(plan.id) if groups is not None else None
+        self.knob = Knob(file) if file is not None else None
         self.weight: float | None = None
         self.cap: float | None = None
         self.nice = 0
@@ -151,5 +156,7 @@ class _Vm:
         self.process.close()
         if self.meter is not None:
             self.meter.close()
+        if self.knob is not None:
+            self.knob.close()
         for thread in self.threads:
             thread.close()

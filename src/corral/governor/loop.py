@@ -35,8 +35,9 @@ MOST_COST = 0.03
 """Part of a core beyond which this process slows down; with a few guests it costs 2 to 3 % by itself. Less would save
 little: caches are colder after a longer sleep, so that a step each 100 ms costs nearly as much as five each 20 ms."""
 AFFORD_S = 1.0
-SLOWEST = 20.0
-"""Time constant of its cost, and what its intervals are multiplied by at most."""
+SLOWEST, SLOWEST_TURNS = 20.0, 2.0
+"""Time constant of its cost, and what its intervals are multiplied by at most. A turn that lasts for long is what
+others wait, and a step of it costs little."""
 REPAY_EVERY_S = 0.1
 """Weights follow deficits this often, between decisions too."""
 HUNGRY = 0.95
@@ -152,6 +153,7 @@ class Governor:
         self._capacity = float(self._cores)
         self._looked = hands.idle_s()
         self._packed: tuple[object, list[int], float] | None = None
+        self._granted: tuple[object, list[Grant]] | None = None
 
     def follow(self, plan: Plan) -> None:
         """Govern these VMs from now on; those that are no longer named are left as they are (their process is gone)."""
@@ -163,7 +165,8 @@ class Governor:
                 before.plan = vm
                 self._vms[vm.id] = before
             else:
-                one = Watched(vm, *self._read(vm.id), self._hands.throttled_s(vm.id))
+                times = self._hands.times(vm.id)
+                one = Watched(vm, self._hands.used_s(vm.id), times, self._hands.throttled_s(vm.id))
                 one.hungry = [True] * len(one.times)  # it has just begun: it wants what it can get until it is seen
                 self._vms[vm.id] = one
         self._decide(self._hands.now())
@@ -179,16 +182,18 @@ class Governor:
         """Seconds until the next step."""
         began, spent = self._hands.now(), self._hands.busy_s()
         since = began - self._last
+        every = LOOK_S * self._slower if self._steering else DECIDE_S
+        due = began - self._decided_at >= every * 0.9
         if since > 0:
-            self._charge(since)
+            self._charge(since, threads_only=self._taking_turns and not due)
             self._afford((spent - self._spent) / since, since)
             self._last, self._spent = began, spent
-        if began - self._decided_at >= (LOOK_S if self._steering else DECIDE_S) * 0.9:
+        if due:
             self._decide(began)
-        elif began - self._repaid_at >= REPAY_EVERY_S * 0.9:
+        elif not self._taking_turns and began - self._repaid_at >= REPAY_EVERY_S * 0.9:
             self._repay(began)
         wait = self._steer() if self._steering else self._pause()
-        return min(ASLEEP_S, wait * self._slower)
+        return min(ASLEEP_S, wait * (min(SLOWEST_TURNS, self._slower) if self._taking_turns else self._slower))
 
     def _afford(self, cost: float, since: float) -> None:
         """Go slower while this process costs more of a core than it may, and faster again. Not by the cost of single
@@ -197,17 +202,21 @@ class Governor:
         self._cost = keep * self._cost + (1 - keep) * cost
         self._slower = min(SLOWEST, max(1.0, self._slower * (1.03 if self._cost > MOST_COST else 0.97)))
 
-    def _read(self, id: str) -> tuple[float, list[Times]]:
-        return self._hands.used_s(id), self._hands.times(id)
+    def _charge(self, since: float, *, threads_only: bool = False) -> None:
+        """Charge what was used, credit what was due: entitlements of the hungry, scaled to what they got together.
 
-    def _charge(self, since: float) -> None:
-        """Charge what was used, credit what was due: entitlements of the hungry, scaled to what they got together."""
+        ``threads_only``: what vCPU threads used; the rest of each VM is charged at the next time without.
+        """
         got: dict[str, float] = {}
         per_core = [0.0] * self._cores
         held = [False] * self._cores
         for id, vm in self._vms.items():
             used, times = vm.used, vm.times
-            vm.used, vm.times = self._read(id)
+            vm.times = self._hands.times(id)
+            if threads_only:
+                vm.used += sum(after.run - before.run for before, after in zip(times, vm.times, strict=True))
+            else:
+                vm.used = self._hands.used_s(id)
             got[id] = vm.used - used
             vm.saved = burst.save(vm.plan, vm.saved, got[id], since)
             for number, (before, after) in enumerate(zip(times, vm.times, strict=True)):
@@ -237,7 +246,7 @@ class Governor:
             self._look(since)
             self._decided_at = self._repaid_at = now
         demands = [Demand(vm.plan, self._wanted(vm), burst.most(vm.plan, vm.saved)) for vm in self._vms.values()]
-        grants = entitlements(self._capacity, demands, self._plan.projects)
+        grants = self._grants(round(self._capacity, 2), demands)
         limited = {project.name for project in self._plan.projects if project.limit is not None}
         for vm, grant in zip(self._vms.values(), grants, strict=True):
             vm.grant = grant
@@ -255,6 +264,13 @@ class Governor:
                         vm.core[number] = -1
                         self._hands.pin(vm.plan.id, number, None)
 
+    def _grants(self, capacity: float, demands: list[Demand]) -> list[Grant]:
+        """As before, while nobody wants anything else."""
+        asked = (capacity, demands, self._plan.projects)
+        if self._granted is None or self._granted[0] != asked:
+            self._granted = (asked, entitlements(capacity, demands, self._plan.projects))
+        return self._granted[1]
+
     def _repay(self, now: float) -> None:
         """Between two decisions: weights that follow deficits."""
         self._repaid_at = now
@@ -269,7 +285,8 @@ class Governor:
         self._capacity = keep * self._capacity + (1 - keep) * min(float(self._cores), max(LEAST_CAPACITY, had))
         for vm in self._vms.values():
             _, before, throttled = vm.decided
-            vm.throttled = self._hands.throttled_s(vm.plan.id)
+            if vm.cap < len(vm.times):
+                vm.throttled = self._hands.throttled_s(vm.plan.id)
             vm.decided = (vm.used, vm.times, vm.throttled)
             held = vm.throttled - throttled > 0.01 * since
             demand = 0.0
@@ -282,11 +299,13 @@ class Governor:
             vm.demand = demand
 
     def _wanted(self, vm: Watched) -> float:
-        return float(len(vm.times)) if not vm.demand and any(vm.hungry) else vm.demand
+        """To a hundredth: who uses about the same as before wants the same."""
+        return float(len(vm.times)) if not vm.demand and any(vm.hungry) else round(vm.demand, 2)
 
     def _weight(self, vm: Watched) -> float:
-        """What it can count on, and what it is owed."""
-        granted = vm.grant.granted
+        """What it can count on, or has anyhow (where there is enough, weights that differ by far would mislead the
+        kernel's balance of cores), and what it is owed."""
+        granted = max(vm.grant.granted, vm.grant.entitled)
         if vm.waits:
             return WAITING_WEIGHT
         if self._taking_turns or not (self._steering and any(vm.hungry)):

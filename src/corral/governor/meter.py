@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 _TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 _NS = 1e-9
+_STAT_LINE = 224
+"""Bytes of a CPU's line in /proc/stat at most: a name and ten numbers."""
 
 
 class Times(NamedTuple):
@@ -82,17 +84,26 @@ class ProcessClock:
         self._counter.close()
 
 
-def idle_s(cpus: list[int]) -> float:
-    """Core-seconds in which these CPUs had nothing to do (waiting for a disk counts as nothing to do)."""
-    wanted = {f"cpu{number}".encode() for number in cpus}
-    total = 0
-    for line in Path("/proc/stat").read_bytes().splitlines():
-        fields = line.split()
-        if fields and fields[0] in wanted:
-            total += int(fields[4]) + int(fields[5])
-        elif total and not line.startswith(b"cpu"):
-            break
-    return total * _TICK_S
+class IdleClock:
+    """Core-seconds in which some CPUs had nothing to do (waiting for a disk counts as nothing to do)."""
+
+    def __init__(self, cpus: list[int]) -> None:
+        self._wanted = {f"cpu{number}".encode() for number in cpus}
+        self._fd = os.open("/proc/stat", os.O_RDONLY | os.O_CLOEXEC)
+        self._size = _STAT_LINE * (max(cpus) + 2)
+
+    def read(self) -> float:
+        total = 0
+        for line in os.pread(self._fd, self._size, 0).splitlines():
+            if line[: line.find(b" ")] in self._wanted:
+                fields = line.split()
+                total += int(fields[4]) + int(fields[5])
+            elif total:
+                break
+        return total * _TICK_S
+
+    def close(self) -> None:
+        os.close(self._fd)
 
 
 def physical(cpus: list[int], where: Path = Path("/sys/devices/system/cpu")) -> list[int]:

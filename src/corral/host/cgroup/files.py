@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 from corral.errors import CorralError, Refused
@@ -12,7 +13,32 @@ def write(path: Path, text: str) -> None:
     try:
         path.write_text(text)
     except OSError as error:
-        raise CorralError(f"{path}: {text} was not taken: {error.strerror}", code="engine") from error
+        raise _refused(path, text, error) from error
+
+
+class Knob:
+    """A small file that is written again and again, and stays open."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd: int | None = None
+
+    def write(self, text: str) -> None:
+        try:
+            if self._fd is None:
+                self._fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+            os.pwrite(self._fd, text.encode(), 0)
+        except OSError as error:
+            raise _refused(self.path, text, error) from error
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def _refused(path: Path, text: str, error: OSError) -> CorralError:
+    return CorralError(f"{path}: {text} was not taken: {error.strerror}", code="engine")
 
 
 def number(path: Path) -> int:

@@ -19,33 +19,41 @@ class Meter:
     """``usage`` and ``throttled`` of a group, seconds. One that has gone keeps its last figures."""
 
     def __init__(self, usage: Field, throttled: Field) -> None:
-        self._files: dict[Path, int] = {}
-        self._usage, self._throttled = usage, throttled
-        self._last: dict[Field, float] = {}
+        self._usage, self._throttled = _Reading(usage), _Reading(throttled)
 
     def usage(self) -> float:
-        return self._read(self._usage)
+        return self._usage.read()
 
     def throttled(self) -> float:
-        return self._read(self._throttled)
+        return self._throttled.read()
 
     def close(self) -> None:
-        for file in self._files.values():
-            os.close(file)
-        self._files.clear()
+        self._usage.close()
+        self._throttled.close()
 
-    def _read(self, field: Field) -> float:
+
+class _Reading:
+    def __init__(self, field: Field) -> None:
+        self._path, self._name, self._unit = field.path, field.name.encode(), field.unit
+        self._fd: int | None = None
+        self._last = 0.0
+
+    def read(self) -> float:
         try:
-            if field.path not in self._files:
-                self._files[field.path] = os.open(field.path, os.O_RDONLY | os.O_CLOEXEC)
-            text = os.pread(self._files[field.path], 1024, 0)
+            if self._fd is None:
+                self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            text = os.pread(self._fd, 1024, 0)
         except OSError:  # it is not there (yet), or has just been removed
-            return self._last.get(field, 0.0)
-        if field.name:
+            return self._last
+        if self._name:
             words = text.split()
-            name = field.name.encode()
-            value = int(words[words.index(name) + 1]) if name in words else 0
+            value = int(words[words.index(self._name) + 1]) if self._name in words else 0
         else:
             value = int(text)
-        self._last[field] = value * field.unit
-        return self._last[field]
+        self._last = value * self._unit
+        return self._last
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None

@@ -25,8 +25,11 @@ class NoGroups:
     def weight(self, id: str, cores: float) -> None:
         pass
 
-    def weighing(self, id: str, cores: float) -> None:
+    def weight_file(self, id: str) -> None:
         return None
+
+    def weight_text(self, cores: float) -> str:
+        return ""
 
     def cap(self, id: str, cores: float | None) -> None:
         pass

@@ -37,8 +37,12 @@ class Groups(Protocol):
         """Weight against the other VMs. Only ratios count; as a scale, one core's worth is 1.0."""
         ...
 
-    def weighing(self, id: str, cores: float) -> tuple[Path, str] | None:
-        """What :meth:`weight` writes, and where: for somebody else to write. None: weights cannot be set."""
+    def weight_file(self, id: str) -> Path | None:
+        """Where the weight of a VM is written, by those who write it often or on somebody's behalf. None: nowhere."""
+        ...
+
+    def weight_text(self, cores: float) -> str:
+        """What :meth:`weight` writes there."""
         ...
 
     def cap(self, id: str, cores: float | None) -> None:

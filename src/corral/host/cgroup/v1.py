@@ -41,11 +41,14 @@ class GroupsV1:
         groups = dict.fromkeys(files.make(parent / id).resolve() for parent in self._parents.values())
         return tuple(group / "cgroup.procs" for group in groups)
 
-    def weighing(self, id: str, cores: float) -> tuple[Path, str]:
-        return self._cpu / id / "cpu.shares", str(max(2, round(cores * SHARES)))
+    def weight_file(self, id: str) -> Path:
+        return self._cpu / id / "cpu.shares"
+
+    def weight_text(self, cores: float) -> str:
+        return str(max(2, round(cores * SHARES)))
 
     def weight(self, id: str, cores: float) -> None:
-        files.write(*self.weighing(id, cores))
+        files.write(self.weight_file(id), self.weight_text(cores))
 
     def cap(self, id: str, cores: float | None) -> None:
         files.write(self._cpu / id / "cpu.cfs_period_us", str(round(PERIOD_S * 1e6)))

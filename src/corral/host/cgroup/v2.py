@@ -42,11 +42,14 @@ class GroupsV2:
         files.write(self._parent / "cpu.weight", str(min(10_000, PARENT * self._cpus)))
         return (files.make(self._parent / id) / "cgroup.procs",)
 
-    def weighing(self, id: str, cores: float) -> tuple[Path, str]:
-        return self._parent / id / "cpu.weight", str(min(10_000, max(1, round(cores * WEIGHT))))
+    def weight_file(self, id: str) -> Path:
+        return self._parent / id / "cpu.weight"
+
+    def weight_text(self, cores: float) -> str:
+        return str(min(10_000, max(1, round(cores * WEIGHT))))
 
     def weight(self, id: str, cores: float) -> None:
-        files.write(*self.weighing(id, cores))
+        files.write(self.weight_file(id), self.weight_text(cores))
 
     def cap(self, id: str, cores: float | None) -> None:
         period = round(PERIOD_S * 1e6)
