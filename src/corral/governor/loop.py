@@ -8,15 +8,14 @@ costs more than :data:`MOST_COST` of a core.
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import numpy as np
 
 from corral.governor import burst
 from corral.governor.entitle import Demand, Grant, entitlements
 from corral.governor.guardian import TELL_S
-from corral.governor.meter import Times
-from corral.governor.protocol import Plan, Report, VmPlan, VmReport
+from corral.governor.protocol import Plan, Report, VmReport
+from corral.governor.watched import Hands, Watched
 from corral.scheduler.ramp import CPU_STEPS, ramp
 from corral.scheduler.shares.few import MOST, Few, steer_few
 from corral.scheduler.shares.steer import Threads, distances, drift, pack, settle, steer
@@ -72,63 +71,6 @@ WAITING_WEIGHT = 1e-3
 """Cores: the weight of one that waits for its turn."""
 SMOOTH_S = 0.5
 """Time constant of what a core has for VMs (the rest is other programs')."""
-
-
-class Hands(Protocol):
-    """What the governor touches on its host. CPUs are indices from 0."""
-
-    def now(self) -> float: ...
-    def busy_s(self) -> float:
-        """CPU seconds that this process has used."""
-        ...
-
-    def idle_s(self) -> float: ...
-    def used_s(self, id: str) -> float: ...
-    def throttled_s(self, id: str) -> float: ...
-    def times(self, id: str) -> list[Times]:
-        """Of each vCPU thread."""
-        ...
-
-    def runnable(self, id: str, thread: int) -> bool:
-        """A vCPU thread (by its number) runs or waits to run at this moment."""
-        ...
-
-    def pin(self, id: str, thread: int, cpu: int | None) -> None:
-        """Bind a vCPU thread (by its number) to a CPU, or let it run anywhere."""
-        ...
-
-    def weight(self, id: str, cores: float) -> None: ...
-    def cap(self, id: str, cores: float | None) -> None: ...
-    def guard(self, weights: dict[str, float]) -> bool:
-        """Should this process die or fall silent, these VMs get these weights, and their threads run anywhere. False:
-        nobody would do it. Holds for :data:`~corral.governor.guardian.SILENT_S`, or until :meth:`relieve`."""
-        ...
-
-    def relieve(self) -> None: ...
-
-
-class Watched:
-    """A VM as the governor sees it, between two steps."""
-
-    def __init__(self, plan: VmPlan, used: float, times: list[Times], throttled: float) -> None:
-        self.plan = plan
-        self.used, self.times, self.throttled = used, times, throttled
-        self.core = [-1] * len(times)
-        self.waits = False
-        """Others own the cores right now: it weighs next to nothing."""
-        self.hungry = [False] * len(times)
-        self.demand = 0.0
-        self.credit = 0.0
-        """Deficit: what it was entitled to and did not get, seconds."""
-        self.saved = min(plan.saved, plan.burst)
-        """CPU-seconds that it saved up below its limit."""
-        self.cap = float(len(times))
-        """Cores that it can have at most right now; its CPUs: no cap."""
-        self.grant = Grant(0.0, 0.0)
-        self.decided = (used, times, throttled)
-        """The counters at the last decision."""
-        self.reported = (used, sum(t.wait for t in times), throttled)
-        self.entitled_s = 0.0
 
 
 class Governor:
