@@ -117,7 +117,7 @@ class Steps:
     async def _host_key(self, vm: Vm, choice: Choice) -> None:
         memory = self._picture.of(vm.meta.id)
         if choice.template is not None and memory.host_key is None:
-            memory.host_key = await self._joined.host_key()
+            memory.host_key = self._pool.key(vm.meta.id) or await self._joined.host_key()
 
     async def _disks(
         self, vm: Vm, files: BootFiles, choice: Choice, told: str, *, warm: bool

@@ -29,6 +29,7 @@ from corral.agent.templates.stock import TemplateStock
 from corral.agent.turns import Turns
 from corral.engine.protocol import Engine, Machine, State
 from corral.errors import CorralError, NotFound, Refused
+from corral.host.hostkey import HostKey
 from corral.model import Nic, Power, Template, TemplatePhase, Vm
 from corral.runtime import Runtime
 from corral.scheduler.warm import Use, Want, sizes
@@ -51,10 +52,11 @@ CLOSE_S = 5.0
 
 
 class Waiting(NamedTuple):
-    """One that was made here. ``pid``: its process."""
+    """One that was made here. ``pid``: its process, ``key``: the SSH host key that its guest will get."""
 
     machine: Ready
     pid: int | None
+    key: HostKey
 
 
 @dataclass(slots=True)
@@ -91,6 +93,11 @@ class WarmPool:
         """The VM has the id of a machine that was made for it: a fork of this template."""
         one = self._mine.get(vm_id)
         return one is not None and template is not None and one.machine.template == template.meta.id
+
+    def key(self, vm_id: str) -> HostKey | None:
+        """A host key for the VM, if a machine was made for it."""
+        one = self._mine.get(vm_id)
+        return one.key if one is not None else None
 
     def launched(self, vm_id: str, template: Template | None, pid: int | None) -> bool:
         """A VM has a process; whether it is the one that was made ahead. Its template is in demand."""
@@ -277,6 +284,7 @@ class WarmPool:
         try:
             await self._rt.faults.at("warm.noted")
             seen = await self._engine.warm(await self._prepare(template, one))
+            key = await self._joined.host_key()
             await self._rt.faults.at("warm.made")
         except (CorralError, OSError) as error:
             log.warning("none could be made ahead", template=template.meta.name, error=str(error))
@@ -285,7 +293,7 @@ class WarmPool:
                 if offer.machine.id == one.id:
                     await self._end(offer)
             return
-        self._mine[one.id] = Waiting(one, seen.pid)
+        self._mine[one.id] = Waiting(one, seen.pid, key)
         await self._book.offer(kind, one)
         demand.making_s = (demand.making_s + self._rt.clock.monotonic() - began) / 2
         await self._rt.faults.at("warm.offered")

@@ -148,7 +148,11 @@ class QemuEngine:
         async with self._alone(machine.id):
             known = await self._find(machine.id, thorough=True)
             if known is None:
-                return await self._start(machine, accelerator, warm=True)
+                seen = await self._start(machine, accelerator, warm=True)
+                made = self._machines[machine.id]
+                await self._unplug(made)
+                made.save(unplugged=True)
+                return seen
             if not (known.alive and known.record.warm):
                 raise Refused(f"there is a machine {machine.id} already", code="in-use")
             return await known.sight()
@@ -230,12 +234,17 @@ class QemuEngine:
         async with self._alone(id):
             machine = await self._known(id)
             if machine.record.fresh:
-                await machine.loaded(START_DEADLINE)
-                for card in machine.record.machine.cards:  # what was loaded has them plugged in
-                    await machine.command(Verb.SET_LINK, {"name": f"nic-{card.name}", "up": False})
+                if not machine.record.unplugged:
+                    await self._unplug(machine)
                 await self._rt.faults.at("engine.fork.unplugged")
                 machine.save(fresh=False)
             await machine.command(Verb.CONTINUE)
+
+    async def _unplug(self, fork: QemuMachine) -> None:
+        """Pull out its cables: what was loaded has them plugged in."""
+        await fork.loaded(START_DEADLINE)
+        for card in fork.record.machine.cards:
+            await fork.command(Verb.SET_LINK, {"name": f"nic-{card.name}", "up": False})
 
     async def pause(self, id: str) -> None:
         async with self._alone(id):

@@ -55,6 +55,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Its end was asked for (kill)."""
     fresh: bool = False
     """A fork whose CPUs have not run yet; QEMU calls it paused."""
+    unplugged: bool = False
+    """Its cables are out already: nothing is left to do for a fork but to let it run."""
     warm: bool = False
     """Made ahead, and nobody's: it becomes a VM's when this is written anew, and ends if nobody takes it."""
     freezing: Freezing | None = None
