@@ -156,7 +156,9 @@ async def main() -> None:
     options = parser.parse_args()
     async with lab_of(options.image, options.memory << 20) as lab:
         boots, machine = await cold(lab, options.cold)
+        guest = await lab.answer(machine.id)  # as the daemon makes templates: with somebody on the line
         template, machine = await lab.freeze(machine)
+        await guest.close()
         print(
             f"template: pause {(template.pause_s or 0) * 1e3:.1f} ms, {template.copied >> 20} MiB copied in it, {template.disk >> 20} MiB on disk"
         )

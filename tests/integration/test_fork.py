@@ -173,15 +173,20 @@ async def test_connections_of_the_parent_go_on_and_a_fork_sends_nothing_before_i
         await lab.engine.kill(machine.id)
         drain(ears)
         card = Card(name="net0", mac="52:54:00:00:00:02", hostname="child")
-        child = msgspec.structs.replace(lab.fork_of(template), cards=(card,))
-        await lab.engine.create(child)
-        await lab.engine.resume(child.id)
-        inside = await lab.answer(child.id)
-        assert await sh(inside, "cat /sys/class/net/eth0/carrier") == "0\n"
-        assert not await heard(ears, 1.0), "a packet before its identity"
-        await lab.engine.link(child.id, "net0", True)
-        assert await heard(ears, 20), "the fork is heard once it may"
-        await inside.close()
+        for ahead in (False, True):  # made when it is wanted, and made before
+            child = msgspec.structs.replace(lab.fork_of(template), cards=(card,))
+            if ahead:
+                await lab.engine.warm(child)
+            await lab.engine.create(child, warm=ahead)
+            await lab.engine.resume(child.id)
+            inside = await lab.answer(child.id)
+            assert await sh(inside, "cat /sys/class/net/eth0/carrier") == "0\n"
+            assert not await heard(ears, 1.0), "a packet before its identity"
+            await lab.engine.link(child.id, "net0", True)
+            assert await heard(ears, 20), "the fork is heard once it may"
+            await inside.close()
+            await lab.gone(child.id)
+            drain(ears)
 
 
 async def connected(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
