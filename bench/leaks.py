@@ -1,6 +1,6 @@
 """What many throw-away VMs leave behind: nothing. Counts everything a run makes, before and after N real `corral run micro -- true`.
 
-Method. A daemon of its own with templates on; a first run boots and leaves its template, a few more warm up. Then what there is of this state directory is counted: its
+Method. A daemon of its own with templates on (and no warm pool: its guests come and go with use); a first run boots and leaves its template, a few more warm up. Then what there is of this state directory is counted: its
 processes, their open files (memfds by themselves), threads and network namespaces; unix sockets; files; control groups; mounts; named network namespaces of the host; the
 store's keys; and the daemon's memory. Half of the runs come one after the other, half some at once (`run --each`). What is deleted has a moment to go, then all is counted
 again. A count that grew is printed with what is new, and the exit status is 1. Tasks, events and the store's history grow to their limits (they tell what was); the
@@ -120,7 +120,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     assert CORRAL.exists(), f"{CORRAL} is missing: script/setup"
-    with Platform(env={"CORRAL_TEMPLATES": "on"}) as platform:
+    with Platform(env={"CORRAL_TEMPLATES": "on", "CORRAL_WARM": "off"}) as platform:
         platform.up()
         platform.run("run", "micro", "--", "true", timeout=300)
         wait_until(lambda: ready(platform), 300, "a template")
