@@ -243,7 +243,7 @@ class WarmPool:
                 await self._given(id)
             elif id not in well:
                 await self._try(self._end(offers[id]))
-        for id in offers.keys() - self._mine.keys():
+        for id in sorted(offers.keys() - self._mine.keys()):
             if offers[id].machine.host == self._host_id:
                 await self._try(self._end(offers[id]))
 
@@ -291,7 +291,7 @@ class WarmPool:
             demand.not_before = self._rt.clock.monotonic() + AGAIN_S
             for offer in await self._book.all(kind):
                 if offer.machine.id == one.id:
-                    await self._end(offer)
+                    await self._try(self._end(offer))
             return
         self._mine[one.id] = Waiting(one, seen.pid, key)
         await self._book.offer(kind, one)
