@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -76,6 +77,34 @@ def test_a_governor_that_is_replaced_leaves_what_vms_had_saved_to_the_next(tmp_p
     row = VmReport(id="a", entitled=0.5, granted=0.5, used=0.1, demand=0.1, wait=0.0, credit=0.0, saved=7.5)
     process._report = 0.0, Report(at=0.0, period_s=1.0, cores=2, idle=1.0, foreign=0.0, cost=0.0, mode="", vms=(row,))
     assert process._with_savings().vms[0].saved == 7.5
+
+
+async def test_the_governor_stays_a_while_for_the_next_vm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("corral.agent.grants.process.LINGER_S", 1.0)
+    process = GovernorProcess(tmp_path, Runtime())
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as guest:
+        running = asyncio.create_task(process.run())
+        process.follow(Plan(vms=(vm(guest),)))
+        await until(lambda: process.report() is not None)
+        assert process._process is not None
+        first = process._process
+        process.follow(Plan())
+        await asyncio.sleep(0.3)
+        process.follow(Plan(vms=(vm(guest),)))
+        await asyncio.sleep(1.2)
+        assert process._process is first
+        assert first.returncode is None
+        process.follow(Plan())
+        await until(lambda: first.returncode == 0)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        guest.kill()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.05)
 
 
 def test_the_physical_core_and_the_node_of_each_cpu_are_read(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The governor's process: started with the first VM, ended with the last, started again when it dies or falls silent.
+"""The governor's process: started with the first VM, ended a while after the last, started again when it dies or falls
+silent.
 
 It ends by itself when this process does (its standard input ends), letting all threads run anywhere. When it is killed
 the same is done from here, so that no VM stays bound to a core that nobody steers any more.
@@ -24,6 +25,9 @@ SILENT_S = 10.0
 FRESH_S = 5.0
 END_S = 5.0
 AGAIN_S = 0.5
+LINGER_S = 60.0
+"""It stays for the next VM: starting it costs as much CPU time as it needs in half a minute, and VMs that live for a
+second often come one after the other."""
 MAX_LINE = 4 << 20
 
 
@@ -75,17 +79,21 @@ class GovernorProcess:
         return process.returncode
 
     async def _tell(self, process: asyncio.subprocess.Process) -> None:
-        """Send each new plan; close its input when there is nobody left to govern."""
+        """Send each new plan; close its input when there was nobody left to govern for a while."""
         assert process.stdin is not None
         while True:
             await self._changed.wait()
             self._changed.clear()
-            if not self._plan.vms:
-                process.stdin.close()
-                return
             process.stdin.write(msgspec.json.encode(self._with_savings()) + b"\n")
             with suppress(ConnectionError):  # it has died; who reads from it will know
                 await process.stdin.drain()
+            if not self._plan.vms:
+                try:
+                    async with asyncio.timeout(LINGER_S):
+                        await self._changed.wait()
+                except TimeoutError:
+                    process.stdin.close()
+                    return
 
     def _with_savings(self) -> Plan:
         """The plan, with what VMs had saved up at the last report: a governor that is new does not know it."""
