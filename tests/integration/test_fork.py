@@ -138,6 +138,21 @@ async def test_memory_and_disk_of_a_fork_are_of_one_instant(lab: Lab) -> None:
     assert [first for first, _ in counts] == sorted({first for first, _ in counts}), "each from its own instant"
 
 
+async def test_a_fork_that_is_reset_boots(lab: Lab) -> None:
+    guest = await lab.booted(machine := lab.machine())
+    await sh(guest, "touch /run/before")
+    await guest.close()
+    template, machine = await lab.freeze(machine)
+    await lab.gone(machine.id)
+    child, inside = await lab.forked(template)
+    assert await sh(inside, "ls /run/before") == "/run/before\n"
+    await inside.close()
+    await lab.engine.reset(child.id)
+    inside = await lab.answer(child.id)
+    assert await sh(inside, "ls /run/before 2>/dev/null") == ""
+    await inside.close()
+
+
 async def test_a_fork_of_a_fork_has_what_both_wrote(lab: Lab) -> None:
     guest = await lab.booted(parent := lab.machine(data=MIB))
     await sh(guest, "echo first >/run/first; printf %-512s disk1 | dd of=/dev/vda bs=512 oflag=direct")

@@ -50,8 +50,8 @@ class Warm:
 class Surroundings:
     """What the command line needs besides the machine.
 
-    ``sockets``: descriptor of each of :data:`SOCKETS` in QEMU. ``variables``: the VM's own copy of the firmware's
-    variable store, with ``firmware`` (UEFI only). ``warm``: for a fork.
+    ``sockets``: descriptor of each of :data:`SOCKETS` in QEMU. ``firmware``: what is put in as flash. ``variables``:
+    the VM's own copy of the firmware's variable store (UEFI only). ``warm``: for a fork.
     """
 
     accelerator: str
@@ -66,7 +66,7 @@ def build(machine: Machine, around: Surroundings) -> list[str]:
     """QEMU's arguments, program first. Raises :class:`Invalid` with every problem when the machine cannot be built."""
     check(machine)
     assert set(around.sockets) == set(SOCKETS), "every channel needs its socket"
-    assert (machine.firmware == "uefi") == (around.firmware is not None) == (around.variables is not None)
+    assert (machine.firmware == "uefi") == (around.variables is not None)
     arch = arch_of(machine.arch)
     argv = [around.binary, "-name", f"guest={_plain(machine.name)}", "-uuid", machine.id]
     argv += ["-nodefaults", "-no-user-config", "-display", "none", "-sandbox", SANDBOX, "-S"]
@@ -94,13 +94,13 @@ def _board(machine: Machine, around: Surroundings, arch: Arch) -> list[str]:
     board = arch.machine + ",memory-backend=mem"
     argv: list[str] = []
     if around.firmware is not None:
-        for node, path, form, readonly in (
-            ("pflash-code", around.firmware.code, around.firmware.format, True),
-            ("pflash-vars", around.variables, "raw", False),
-        ):
+        parts = [("pflash-code", around.firmware.code, around.firmware.format, True)]
+        if around.variables is not None:
+            parts.append(("pflash-vars", around.variables, "raw", False))
+        for unit, (node, path, form, readonly) in enumerate(parts):
             file = {"driver": "file", "filename": str(path)}
             argv += _json("-blockdev", {"driver": form, "node-name": node, "read-only": readonly, "file": file})
-        board += ",pflash0=pflash-code,pflash1=pflash-vars"
+            board += f",pflash{unit}={node}"
     argv = ["-machine", board, "-cpu", model, *argv]
     argv += ["-accel", "kvm" if kvm else f"tcg,thread=multi,tb-size={TB_SIZE_MIB}"]
     argv += ["-smp", f"cpus={machine.cpus},sockets=1,cores={machine.cpus},threads=1"]
@@ -118,18 +118,15 @@ def _board(machine: Machine, around: Surroundings, arch: Arch) -> list[str]:
 def _memory(machine: Machine, warm: Warm | None) -> list[str]:
     """Guest memory, private and never merged with another guest's: anonymous, or copy-on-write over a template's.
 
-    A saved state has no section that names its machine type, hence the setting: the template's record names all. And
-    a fork is not the same machine in another place, so it announces nothing. Its guest would be asked to, by a work
-    item that in Linux 6.12 waits for ever for the lock under which the agent takes the card down to change its address.
+    A saved state has no section that names its machine type, hence the setting: the template's record names all.
     """
     argv = ["-m", f"size={machine.memory >> 10}k"]
     memory: dict[str, object] = {"id": "mem", "size": machine.memory, "share": False, "merge": False}
     if warm is None:
         return argv + _json("-object", {"qom-type": "memory-backend-ram", **memory})
     file = {"qom-type": "memory-backend-file", "mem-path": f"/proc/self/fd/{warm.memory}"}
-    settings = ("send-configuration=off", "announce-rounds=0")
-    incoming = [word for setting in settings for word in ("-global", f"migration.{setting}")]
-    return argv + _json("-object", {**file, **memory}) + [*incoming, "-incoming", f"fd:{warm.state}"]
+    incoming = ["-global", "migration.send-configuration=off", "-incoming", f"fd:{warm.state}"]
+    return argv + _json("-object", {**file, **memory}) + incoming
 
 
 def _end_of_life() -> list[str]:
@@ -255,8 +252,10 @@ def _card(card: Card, port: str) -> list[str]:
     if forwards:
         netdev["hostfwd"] = forwards
     device = {"driver": "virtio-net-pci", "id": f"nic-{card.name}", "netdev": f"net-{card.name}", "mac": card.mac}
-    # No option ROM: network boot is not offered, and loading it costs every start.
-    return _json("-netdev", netdev) + _json("-device", {**device, "bus": port, "romfile": ""})
+    # No option ROM: network boot is not offered, and loading it costs every start. A guest that goes on from a saved
+    # state is not asked to announce itself: a fork is somebody else, and in Linux 6.12 a guest that is asked while its
+    # card is taken down waits for itself for ever.
+    return _json("-netdev", netdev) + _json("-device", {**device, "bus": port, "romfile": "", "guest_announce": False})
 
 
 def _json(option: str, value: dict[str, object]) -> list[str]:

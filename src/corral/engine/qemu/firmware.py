@@ -1,4 +1,8 @@
-"""Where UEFI firmware lies: the distribution's descriptors (/usr/share/qemu/firmware), else a table of known places."""
+"""Where firmware lies. UEFI: the distribution's descriptors (/usr/share/qemu/firmware), else a table of known places.
+
+The BIOS is QEMU's SeaBIOS, but put in as flash: the ROM that QEMU makes of it by itself stays empty in a process that
+loads a saved state, so that a fork's reset ended in nothing (its memory is expected to come with the state).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from corral.engine.protocol import Machine
 from corral.engine.qemu.arch import arch_of
 from corral.errors import Refused
 
@@ -23,17 +28,34 @@ _KNOWN: dict[str, tuple[tuple[str, str], ...]] = {
     "aarch64": (("/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.fd"),),
     "riscv64": (),
 }
+_BIOS = ("/usr/share/seabios/bios-256k.bin", "/usr/share/qemu/bios-256k.bin", "/usr/local/share/qemu/bios-256k.bin")
 # Needs SMM (and silently hangs without) or keys that we do not manage.
 _UNWANTED = {"requires-smm", "enrolled-keys", "secure-boot", "amd-sev-es", "amd-sev-snp", "intel-tdx"}
 
 
 @dataclass(frozen=True)
 class Firmware:
-    """UEFI code, shared by all VMs, and the template of the variables of which each VM gets a copy."""
+    """Code, shared by all VMs, and with UEFI the template of the variables of which each VM gets a copy."""
 
     code: Path
-    variables: Path
+    variables: Path | None
     format: str = "raw"
+
+
+def of(machine: Machine) -> Firmware | None:
+    """What a machine gets as flash; None where QEMU's own for its board will do. Raises Refused as :func:`find`."""
+    if machine.firmware == "uefi":
+        return find(machine.arch)
+    if machine.arch != "x86_64":
+        return None
+    for path in _BIOS:
+        if Path(path).exists():
+            return Firmware(Path(path), None)
+    raise Refused(
+        f"SeaBIOS is not installed here (looked for {', '.join(_BIOS)})",
+        code="unsupported",
+        hint="install the package seabios",
+    )
 
 
 def find(arch: str, descriptors: Path = DESCRIPTORS) -> Firmware:
@@ -41,7 +63,7 @@ def find(arch: str, descriptors: Path = DESCRIPTORS) -> Firmware:
     targets = arch_of(arch).firmware_targets
     for path in sorted(descriptors.glob("*.json")):
         found = _read(path, arch, targets)
-        if found is not None and found.code.exists() and found.variables.exists():
+        if found is not None and found.code.exists() and found.variables and found.variables.exists():
             return found
     for code, variables in _KNOWN.get(arch, ()):
         if Path(code).exists() and Path(variables).exists():

@@ -22,14 +22,14 @@ from corral.engine.qemu.launcher import binary
 def digest(machine: Machine, accelerator: str) -> str:
     """64 hexadecimal digits. Raises what :func:`~corral.engine.qemu.command.build` raises."""
     program = binary(arch_of(machine.arch).binary)
-    uefi = firmware.find(machine.arch) if machine.firmware == "uefi" else None
+    flash = firmware.of(machine)
     around = Surroundings(
-        accelerator=accelerator, sockets=dict.fromkeys(SOCKETS, 0), binary=program, firmware=uefi,
-        variables=Path("/variables") if uefi else None,
+        accelerator=accelerator, sockets=dict.fromkeys(SOCKETS, 0), binary=program, firmware=flash,
+        variables=Path("/variables") if flash and flash.variables else None,
     )  # fmt: skip
     facts = [*build(common(machine), around), identity(Path(program)), *host_facts()]
-    if uefi is not None:
-        facts.append(identity(uefi.code))
+    if flash is not None:
+        facts.append(identity(flash.code))
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()
 
 

@@ -30,11 +30,12 @@ def prepare(
     """
     if uid is not None:
         grant(machine, run, uid)
-    uefi = firmware.find(machine.arch) if machine.firmware == "uefi" else None
-    if uefi is not None:
+    flash = firmware.of(machine)
+    store = flash.variables if flash is not None else None
+    if store is not None:
         if not run.variables.exists():
             fresh = run.path / "nvram.new"
-            shutil.copyfile(variables or uefi.variables, fresh)
+            shutil.copyfile(variables or store, fresh)
             fresh.replace(run.variables)
         run.variables.chmod(0o600)
         if uid is not None:
@@ -47,7 +48,7 @@ def prepare(
         run=run,
         arguments=lambda sockets: build(
             machine,
-            Surroundings(accelerator, sockets, program, uefi, run.variables if uefi else None, warm),
+            Surroundings(accelerator, sockets, program, flash, run.variables if store else None, warm),
         ),
         uid=uid,
         namespaces=privileges.namespaces,
