@@ -27,6 +27,8 @@ RECORDS = ("/tasks/", "/events/", "/idempotency/")
 GROWTH, WARM, FULL = 64 << 10, 4 << 20, 1000
 """Bytes a run, for its records and the store's history; once, for what is loaded late; runs after which those are full."""
 SETTLE_S = 90.0
+POOL = min(32, (os.cpu_count() or 1) + 4) + 1
+"""Threads that a process of asyncio has after a while, and then for good: its main one and the workers."""
 
 
 def links(pid: int, folder: str) -> list[str]:
@@ -60,7 +62,8 @@ def look(platform: Platform) -> dict[str, Counter[str]]:
     files = Counter(link.split(":[")[0].split(" ")[0] for pid in pids for link in links(pid, "fd"))
     seen["memfds"] = Counter({name: count for name, count in files.items() if "memfd:" in name})
     seen["open files"] = files - seen["memfds"]
-    seen["threads"] = Counter({"threads": sum(len(os.listdir(f"/proc/{pid}/task")) for pid in pids)})
+    threads = sum(len(os.listdir(f"/proc/{pid}/task")) for pid in pids)
+    seen["threads"] = Counter({"beyond the pool": max(0, threads - POOL)})
     seen["namespaces"] = Counter(link for link in {os.readlink(f"/proc/{pid}/ns/net") for pid in pids})
     seen["sockets"] = Counter(
         line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if str(state) in line
