@@ -135,6 +135,20 @@ def test_who_waits_for_a_turn_weighs_nothing_and_somebody_else_knows_what_it_sho
     assert host.guarded == {}
 
 
+def test_an_owner_that_falls_asleep_leaves_its_core_to_the_others_at_once() -> None:
+    host, governor = governed(vm("a"), vm("b"), vm("c"))
+    go(host, governor, 2.0)
+    # One of those two, since nobody balances unbound threads here: the others are on two cores then.
+    owner = next(host.guests[id] for id in ("a", "c") if host.guests[id].weight > 0.1)
+    owner.busy = False
+    idle = host.idle
+    go(host, governor, 1.0)
+    assert host.idle - idle < 0.1
+    owner.busy = True
+    go(host, governor, 1.0)
+    assert list(go(host, governor, 5.0).values()) == pytest.approx([2 / 3] * 3, rel=0.02)
+
+
 def test_nobody_waits_for_a_turn_when_nobody_would_put_it_right() -> None:
     host, governor = governed(vm("a"), vm("b"), vm("c"))
     host.guardian = False

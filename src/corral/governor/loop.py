@@ -67,6 +67,8 @@ STILL_SHORT = 0.005
 MOST_IN_TURN = 2.5
 """Threads for each core that take turns: with more each would wait for long, and an alternating packing is not far
 off."""
+ASLEEP = 0.5
+"""An owner of a core that was busy for less of its turn, and is not runnable at its end, wants it no longer."""
 WAITING_WEIGHT = 1e-3
 """Cores: the weight of one that waits for its turn."""
 SMOOTH_S = 0.5
@@ -162,6 +164,7 @@ class Governor:
             got[id] = vm.used - used
             vm.saved = burst.save(vm.plan, vm.saved, got[id], since)
             for number, (before, after) in enumerate(zip(times, vm.times, strict=True)):
+                vm.busy[number] = (after.run - before.run + after.wait - before.wait) / since
                 if vm.core[number] >= 0:
                     per_core[vm.core[number]] += after.run - before.run
                     held[vm.core[number]] = True
@@ -267,6 +270,8 @@ class Governor:
 
     def _steer(self) -> float:
         """Move threads where it is worth it."""
+        if self._taking_turns:
+            self._pass_over_sleepers()
         who = [(vm, n) for vm in self._vms.values() for n, hungry in enumerate(vm.hungry) if hungry]
         if not who:
             return LOOK_S
@@ -299,6 +304,15 @@ class Governor:
         cap holds up would let its turn pass."""
         alone = all(len(vm.times) == 1 and vm.grant.entitled < vm.cap - SHORT for vm, _ in who)
         return alone and self._cores < len(who) <= min(MOST, self._cores * MOST_IN_TURN)
+
+    def _pass_over_sleepers(self) -> None:
+        """An owner that has fallen asleep would leave its core idle for as long as it is its turn."""
+        for vm in self._vms.values():
+            for number, core in enumerate(vm.core):
+                owns = core >= 0 and not vm.waits
+                if owns and vm.busy[number] < ASLEEP and not self._hands.runnable(vm.plan.id, number):
+                    vm.hungry[number], vm.core[number] = False, -1
+                    self._hands.pin(vm.plan.id, number, None)
 
     def _guarded(self) -> bool:
         """Nobody is left waiting by a governor that dies: another process would give all their weights."""

@@ -52,6 +52,8 @@ class Watched:
         self.waits = False
         """Others own the cores right now: it weighs next to nothing."""
         self.hungry = [False] * len(times)
+        self.busy = [0.0] * len(times)
+        """Part of the time since the last step in which each thread ran or had waited to."""
         self.demand = 0.0
         self.credit = 0.0
         """Deficit: what it was entitled to and did not get, seconds."""
