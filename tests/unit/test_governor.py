@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from corral.governor.entitle import Demand, entitlements
-from corral.governor.loop import ASLEEP_S, LOOK_S, Governor
+from corral.governor.loop import ASLEEP_S, DECIDE_S, Governor
 from corral.governor.meter import Times
 from corral.governor.protocol import Plan, ProjectPlan, VmPlan
 
@@ -162,7 +162,7 @@ def test_nobody_is_bound_while_there_is_enough() -> None:
     host, governor = governed(vm("a"), vm("b"))
     go(host, governor, 3.0)
     assert host.moves == 0
-    assert governor.step() == LOOK_S
+    assert governor.step() == DECIDE_S
 
 
 def test_it_sleeps_while_nobody_is_hungry() -> None:
