@@ -287,3 +287,16 @@ def test_a_reservation_holds_in_a_project_that_weighs_next_to_nothing() -> None:
     projects = (ProjectPlan(name="light", weight=1.0), ProjectPlan(name="heavy", weight=10_000.0))
     found = entitlements(1.0, [Demand(plan, 1.0, 1.0) for plan in plans], projects)
     assert [round(grant.entitled, 3) for grant in found] == [0.5, 0.5]
+
+
+def test_a_reservation_holds_beside_neighbours_that_come_and_go() -> None:
+    host, governor = governed(vm("a", weight=1, reserve=0.5), vm("b"), vm("c"), vm("d"))
+    used, since, found = 0.0, 0.0, []
+    while len(found) < 20:
+        for id, offset in (("c", 0.0), ("d", 0.8)):
+            host.guests[id].busy = (host.time + offset) % 2.6 < 1.7
+        host.run(governor.step())
+        if host.time - since >= 2.6:
+            found.append((host.guests["a"].used - used) / (host.time - since))
+            used, since = host.guests["a"].used, host.time
+    assert min(found) >= 0.5

@@ -179,10 +179,17 @@ class Governor:
         for vm in self._vms.values():
             vm.entitled_s += vm.grant.entitled * since
             if self._steering and any(vm.hungry) and due > 0:
-                vm.credit += vm.grant.entitled / due * total - got[vm.plan.id]
+                # What others took without having been seen to want it is borne by all, but not by reservations.
+                reserved = min(vm.grant.entitled, vm.plan.reserve) * since
+                vm.credit += max(reserved, vm.grant.entitled / due * total) - got[vm.plan.id]
                 vm.credit = min(CREDIT_S, max(-CREDIT_S, vm.credit))
             else:
                 vm.credit = 0.0
+        if self._steering and due > 0:
+            # What a sleeper is no longer owed is not held against those who had it: deficits add up to nothing.
+            owed = sum(vm.credit for vm in hungry)
+            for vm in hungry:
+                vm.credit -= owed * vm.grant.entitled / due
 
     def _decide(self, now: float) -> None:
         """Who wants how much, and what follows for weights, caps, and whether threads are steered."""
