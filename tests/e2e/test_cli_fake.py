@@ -224,12 +224,16 @@ def test_without_a_terminal_each_step_is_a_plain_line(web: Platform) -> None:
 
 
 def test_ctrl_c_leaves_the_work_going_and_says_how_to_cancel_it(web: Platform) -> None:
+    daemon = web.pid()
     launching = web.popen(
         "launch", "micro", "--name", "slow", "--memory", "96M", stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert launching.stderr is not None
     first = launching.stderr.readline()  # the first step: it waits now
+    os.kill(daemon, signal.SIGSTOP)  # a pretended guest would boot faster than a signal arrives on a busy machine
     launching.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    os.kill(daemon, signal.SIGCONT)
     out, err = launching.communicate(timeout=20)
     assert first.startswith(b"slow: ")
     assert (launching.returncode, out) == (130, b"")

@@ -96,7 +96,9 @@ def abandoned(platform: Platform, *command: str) -> None:
 def test_three_panics_in_a_row_are_poison_until_a_person_starts_it(victim: Platform) -> None:
     for count in range(1, 4):
         pid = until_running(victim)["pid"]
-        abandoned(victim, "sh", "-c", "echo c > /proc/sysrq-trigger")
+        # The agent answers before all drivers are there; without pvpanic a panic would be a hang.
+        waits = "for n in $(seq 50); do grep -q pvpanic_mmio /proc/modules && break; sleep 0.1; done"
+        abandoned(victim, "sh", "-c", f"{waits}; echo c > /proc/sysrq-trigger")
         wait_until(lambda n=count: status(victim)["failures"] == n, 5 * SLOW, "the panic to be counted")
         if count < 3:
             until_running(victim, other_than=pid)

@@ -23,10 +23,10 @@ CMDLINE = "console=ttyS0 quiet tsc=reliable no_timer_check random.trust_cpu=on c
 AGENT_MODULES = ("virtio_pci", "virtio_mmio", "virtio_console")
 """What corral-guest needs: loaded first."""
 OTHER_MODULES = (
-    "virtio_net", "virtio_blk", "isofs", "virtio_rng", "virtio_balloon", "button", "evdev", "pvpanic_mmio",
-    "pvpanic_pci",
+    "pvpanic_mmio", "pvpanic_pci", "virtio_net", "virtio_blk", "isofs", "virtio_rng", "virtio_balloon", "button",
+    "evdev",
 )  # fmt: skip
-"""Network, seed, entropy, memory, power button, and telling the host of a panic (the ISA device through ACPI: mmio)."""
+"""Telling the host of a panic (the ISA device through ACPI: mmio), network, seed, entropy, memory, power button."""
 
 PROGRAMS = ("/usr/sbin/dropbear", "/usr/bin/dropbearkey", "/usr/bin/scp")
 
