@@ -149,6 +149,24 @@ def test_an_owner_that_falls_asleep_leaves_its_core_to_the_others_at_once() -> N
     assert list(go(host, governor, 5.0).values()) == pytest.approx([2 / 3] * 3, rel=0.02)
 
 
+def test_who_falls_asleep_while_it_waits_has_its_weight_when_it_wakes_up() -> None:
+    host, governor = governed(vm("a"), vm("b"), vm("c"), vm("d", weight=200))
+    host.guests["d"].busy = False  # three take turns, and a fourth joins them for a moment
+    go(host, governor, 2.0)
+    host.guests["d"].busy = True
+    for _ in range(1000):
+        host.run(governor.step())
+        if host.guests["d"].weight < 0.1:
+            break
+    assert host.guests["d"].weight < 0.1
+    governor._vms["d"].hungry = [False]  # as the next look finds it
+    governor._decide(host.time)
+    assert host.guests["d"].weight > 0.1
+    host.guests["d"].busy = False
+    go(host, governor, 1.0)
+    assert min(host.guests[name].weight for name in "abc") < 0.1, "turns go on"
+
+
 def test_nobody_waits_for_a_turn_when_nobody_would_put_it_right() -> None:
     host, governor = governed(vm("a"), vm("b"), vm("c"))
     host.guardian = False

@@ -211,6 +211,9 @@ class Governor:
         self._steering = contended
         if contended:
             for vm in self._vms.values():
+                if vm.waits and not any(vm.hungry):  # it is in nobody's way, and must be served when it wakes up
+                    vm.waits = False
+                    self._hands.weight(vm.plan.id, self._weight(vm))
                 for number, hungry in enumerate(vm.hungry):
                     if not hungry and vm.core[number] >= 0:
                         vm.core[number] = -1
