@@ -225,7 +225,9 @@ def test_without_a_terminal_each_step_is_a_plain_line(web: Platform) -> None:
 
 def test_ctrl_c_leaves_the_work_going_and_says_how_to_cancel_it(web: Platform) -> None:
     daemon = web.pid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, and inherited so, where a shell runs us behind it
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell has those ignore it that it runs in the background
     launching = web.popen(
         "launch", "micro", "--name", "slow", "--memory", "96M", stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -62,3 +62,14 @@ def test_without_its_guardian_a_governor_is_told_so(tmp_path: Path) -> None:
     guardian._process.wait()
     assert not guardian.tell({}, [], [])
     guardian.close()
+
+
+def test_a_guardian_that_is_stopped_does_not_stop_its_governor() -> None:
+    guardian = Guardian()
+    assert guardian.tell({}, [0], [])
+    assert guardian._process is not None
+    os.kill(guardian._process.pid, signal.SIGSTOP)
+    told = [guardian.tell({}, [0] * 4000, [number]) for number in range(20)]
+    assert not told[-1]
+    guardian._process.kill()
+    guardian.close()

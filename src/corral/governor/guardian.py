@@ -45,13 +45,13 @@ class Guardian:
             command = [sys.executable, "-I", "-S", __file__]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, bufsize=0)
         assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)  # one that is stopped must not stop us
         text = b"" if order == self._said else json.dumps(order).encode()
         self._said = order
         try:
-            os.write(self._process.stdin.fileno(), text + b"\n")
-        except BrokenPipeError:
+            return os.write(self._process.stdin.fileno(), text + b"\n") == len(text) + 1
+        except (BrokenPipeError, BlockingIOError):
             return False
-        return True
 
     def close(self) -> None:
         """Its input ends, and so does it."""
