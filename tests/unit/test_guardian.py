@@ -71,5 +71,5 @@ def test_a_guardian_that_is_stopped_does_not_stop_its_governor() -> None:
     os.kill(guardian._process.pid, signal.SIGSTOP)
     told = [guardian.tell({}, [0] * 4000, [number]) for number in range(20)]
     assert not told[-1]
-    guardian._process.kill()
     guardian.close()
+    assert guardian._process.returncode == -signal.SIGKILL

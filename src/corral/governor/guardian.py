@@ -58,7 +58,11 @@ class Guardian:
         if self._process is not None:
             assert self._process.stdin is not None
             self._process.stdin.close()
-            self._process.wait(SILENT_S)
+            try:
+                self._process.wait(SILENT_S)
+            except subprocess.TimeoutExpired:  # it was stopped
+                self._process.kill()
+                self._process.wait()
 
 
 def put_right(order: dict[str, Any]) -> None:
