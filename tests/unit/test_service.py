@@ -462,6 +462,25 @@ async def test_deleting_an_image_races_with_launches_and_never_loses_one(service
     assert all(answer is None or hasattr(answer, "items") or isinstance(answer, Refused) for answer in answers)
 
 
+async def test_a_template_is_begun_although_its_image_record_changes_meanwhile(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = await ready_image(service)
+    fits, changes = service._fits, iter(range(2))
+
+    async def changed_meanwhile(spec: Any, image: Image) -> None:
+        await fits(spec, image)
+        if next(changes, None) is not None:
+            again = msgspec.structs.replace(image.status, reason=service.rt.random.id())
+            await service.objects.change(Image, image.meta.id, lambda now: msgspec.structs.replace(now, status=again))
+
+    monkeypatch.setattr(service, "_fits", changed_meanwhile)
+    made = await service.create_template({"spec": {"image": "debian"}})
+    assert [one.spec.image_id for one in made.items] == [image.meta.id]
+    assert [task.spec.target_id for task in made.tasks] == [made.items[0].meta.id]
+    assert list(changes) == []
+
+
 async def test_uploads_are_taken_only_while_they_are_waited_for(service: Service) -> None:
     await service.create_image({"name": "up", "spec": {"source": "upload", "format": "raw"}})
     image, task = await service.upload_target("up")

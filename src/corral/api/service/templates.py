@@ -10,7 +10,7 @@ import msgspec
 from corral.api.bodies import Accepted, CreateTemplate, Fork
 from corral.api.service.ground import bumped, changed, fingerprint_of
 from corral.api.service.images import Imaging
-from corral.api.service.launch import changed_spec
+from corral.api.service.launch import TRIES, changed_spec
 from corral.errors import NotFound, Problem, Refused
 from corral.model import Image, ImagePhase, Nic, Phase, Power, Task, Template, TemplateSpec, Vm
 from corral.model.base import Resource
@@ -47,7 +47,9 @@ class Templating(Imaging):
         await self.project(body.project)
         fingerprint = fingerprint_of("templates", tree)
         earlier = await self.replay(key, body.project, fingerprint)
-        if not earlier:
+        for last in range(TRIES, 0, -1):
+            if earlier:
+                break
             image = await self._image_for(body)
             spec = msgspec.structs.replace(body.spec, image_id=image.meta.id)
             await self._fits(spec, image)
@@ -58,9 +60,9 @@ class Templating(Imaging):
             )
             try:
                 made, begun = await self.commit([Create(template), Create(task), Require(image)])
-            except Refused:
+            except Refused as error:
                 earlier = await self.replay(key, body.project, fingerprint)
-                if not earlier:
+                if not earlier and (last == 1 or error.code != "stale"):
                     raise
             else:
                 assert isinstance(begun, Task)
