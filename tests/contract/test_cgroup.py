@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from corral.errors import CorralError
-from corral.host.cgroup import Groups, choose, files
+from corral.host.cgroup import Groups, choose, claim, files
+from corral.host.cgroup.claim import ATTRIBUTE
 from corral.host.cgroup.none import NoGroups
 from corral.host.cgroup.v1 import GroupsV1
 from corral.host.cgroup.v2 import GroupsV2
@@ -240,3 +241,38 @@ def test_a_systemd_without_the_cpu_controller_is_said(tmp_path: Path, monkeypatc
     systemd.choose(tmp_path)
     (systemd.group / "cgroup.controllers").write_text("memory pids\n")
     assert "no cpu controller" in systemd.choose(tmp_path).describe()
+
+
+def test_what_a_state_directory_that_is_gone_has_left_is_removed_by_the_next_daemon(tmp_path: Path) -> None:
+    states = [tmp_path / name for name in ("gone", "there", "busy", "unsigned", "ours")]
+    for state in states:
+        state.mkdir()
+    gone, there, busy, unsigned, ours = (choose(state) for state in states)
+    if not ours.shares:
+        pytest.skip(ours.describe())
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        for groups, state in zip((gone, there, busy), states, strict=False):
+            groups.prepare(ID)
+            claim(groups, state)
+        if ATTRIBUTE not in os.listxattr(gone.parents[0]):
+            pytest.skip("attributes of groups cannot be written here")
+        unsigned.prepare(ID)
+        for file in busy.prepare("other"):
+            file.write_text(f"{process.pid}\n")
+        for state in (states[0], states[2], states[3]):
+            state.rmdir()
+        claim(ours, states[4])
+        assert gone.inventory() == []
+        assert not any(parent.exists() for parent in gone.parents)
+        assert there.inventory() == [ID], "its daemon may come back"
+        assert busy.inventory() == ["other"], "somebody runs there"
+        assert unsigned.inventory() == [ID], "nobody knows whose it is"
+        assert all(parent.exists() for parent in ours.parents)
+    finally:
+        process.kill()
+        process.wait()
+        for groups in (gone, there, busy, unsigned, ours):
+            for id in groups.inventory():
+                groups.remove(id)
+            groups.close()

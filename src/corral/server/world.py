@@ -39,10 +39,12 @@ def real(home: Home, rt: Runtime) -> World:
     qemu_img = QemuImg()
     images = ImageStore(home.images, home.cache, rt, converter=qemu_img, agent_binaries=DIRECTORY)
     images.sweep()
+    groups = cgroup.choose(home.state)
+    cgroup.claim(groups, home.state)
     joined = Joined(
         images=images, disks=Volumes(home.vms, rt, qemu_img), connect_guest=connect,
         consoles=Consoles(home.vms, rt), facts=functools.partial(facts, home.state), ports=SocketProbe(),
-        groups=cgroup.choose(home.state), governing=GovernorProcess(home.state, rt), held=_held,
+        groups=groups, governing=GovernorProcess(home.state, rt), held=_held,
         host_key=host_key, own=_own,
     )  # fmt: skip
     return World(QemuEngine(home.vms, home.state, rt), joined, offered())

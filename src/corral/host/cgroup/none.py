@@ -12,6 +12,7 @@ class NoGroups:
 
     shares = False
     limits_memory = False
+    parents: tuple[Path, ...] = ()
 
     def __init__(self, why: str) -> None:
         self._why = why

@@ -25,6 +25,11 @@ class Groups(Protocol):
         """A limit of what a VM's processes take can be set."""
         ...
 
+    @property
+    def parents(self) -> tuple[Path, ...]:
+        """What the groups of all VMs are in, one for each hierarchy."""
+        ...
+
     def describe(self) -> str:
         """In a sentence for people: what works; what is missing, and why."""
         ...

@@ -30,6 +30,10 @@ class GroupsV1:
     def limits_memory(self) -> bool:
         return self._memory is not None
 
+    @property
+    def parents(self) -> tuple[Path, ...]:
+        return tuple(self._parents.values())
+
     def describe(self) -> str:
         missing = "" if self._memory else "; no memory controller: no limit beyond what guests are given"
         return f"cgroup v1 in {self._cpu}{missing}"

@@ -28,6 +28,10 @@ class GroupsV2:
     def limits_memory(self) -> bool:
         return "memory" in self._controllers
 
+    @property
+    def parents(self) -> tuple[Path, ...]:
+        return (self._parent,)
+
     def describe(self) -> str:
         missing = (
             "" if "memory" in self._controllers else "; no memory controller: no limit beyond what guests are given"
