@@ -150,6 +150,7 @@ class WarmPool:
         """Keep as many as are wanted, until cancelled."""
         if not self._settings.warm:
             await asyncio.Event().wait()
+        await self._stock.known.wait()
         self._remember()
         while True:
             self._turn.clear()
@@ -295,6 +296,7 @@ class WarmPool:
             return
         self._mine[one.id] = Waiting(one, seen.pid, key)
         await self._book.offer(kind, one)
+        self._stock.count(template.meta.id)
         demand.making_s = (demand.making_s + self._rt.clock.monotonic() - began) / 2
         await self._rt.faults.at("warm.offered")
 

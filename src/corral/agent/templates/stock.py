@@ -5,6 +5,7 @@ Fed by :mod:`corral.agent.templates.jobs`. Asked on the way of every launch: not
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,12 +59,15 @@ class TemplateStock:
         self._used: dict[str, float] = {}  # forks made since it was last written down
         self.leaving: set[str] = set()
         """Those that go to make room for a VM."""
+        self.known = asyncio.Event()
+        """What is on the host has been looked at once."""
 
     # What is on the host
 
     def fill(self, found: Iterable[Frozen]) -> None:
         """All that is there now."""
         self._frozen = {frozen.id: frozen for frozen in found}
+        self.known.set()
 
     def put(self, frozen: Frozen) -> None:
         self._frozen[frozen.id] = frozen
@@ -106,6 +110,10 @@ class TemplateStock:
 
     def suspect(self, id: str) -> None:
         """A fork of it was refused: it is looked at again."""
+        self._poke(id)
+
+    def count(self, id: str) -> None:
+        """Another number of forks of it waits: it is written down soon."""
         self._poke(id)
 
     def last_use(self, id: str) -> float | None:
