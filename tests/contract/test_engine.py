@@ -32,6 +32,7 @@ from corral.engine.qemu.engine import QemuEngine
 from corral.engine.qemu.qmp import Verb
 from corral.errors import CorralError, Invalid, NotFound, Refused
 from corral.runtime import Runtime, process
+from tests.probed import as_probed
 from tests.tiny_guests import disk
 
 REAL = shutil.which("qemu-system-x86_64") is not None
@@ -102,6 +103,10 @@ class Host:
 
 
 class RealHost(Host):
+    def __init__(self, root: Path, rt: Runtime) -> None:
+        as_probed(root)
+        super().__init__(root, rt)
+
     def daemon(self) -> Engine:
         return QemuEngine(self.root / "vms", self.root, self.rt)
 

@@ -78,13 +78,13 @@ class Booted:
 
 @contextlib.asynccontextmanager
 async def booted(
-    files: ImageFiles, *, memory_mib: int, disk: Path | None = None, seed: Path | None = None, timeout: float = 100
+    files: ImageFiles, *, memory_mib: int, seed: Path | None = None, timeout: float = 100
 ) -> AsyncIterator[Booted]:
     """The guest from power on until its agent answers; the power is cut when the block ends."""
     directory = Path(tempfile.mkdtemp(prefix="corral-", dir="/tmp"))
     try:
         with (directory / "stderr").open("wb") as stderr:
-            argv = _argv(files, directory, memory_mib, disk, seed)
+            argv = _argv(files, directory, memory_mib, seed)
             started = time.monotonic()
             process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr)
         try:
@@ -107,7 +107,7 @@ async def booted(
         shutil.rmtree(directory)
 
 
-def _argv(files: ImageFiles, directory: Path, memory_mib: int, disk: Path | None, seed: Path | None) -> list[str]:
+def _argv(files: ImageFiles, directory: Path, memory_mib: int, seed: Path | None) -> list[str]:
     argv = [QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg,thread=multi,tb-size=64"]
     argv += ["-M", "q35", "-cpu", "qemu64,+rdrand", "-m", str(memory_mib), "-no-reboot", "-append", files.cmdline]
     argv += ["-kernel", str(files.kernel), "-initrd", str(files.initrd)]
@@ -118,8 +118,6 @@ def _argv(files: ImageFiles, directory: Path, memory_mib: int, disk: Path | None
     argv += ["-device", "virtserialport,chardev=guest,name=org.corral.guest.0"]
     argv += ["-device", "virtserialport,chardev=qga,name=org.qemu.guest_agent.0"]
     argv += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]
-    if disk is not None:
-        argv += ["-drive", f"if=virtio,format=qcow2,file={disk}"]
     if seed is not None:
         argv += ["-drive", f"if=virtio,format=raw,readonly=on,file={seed}"]
     return argv

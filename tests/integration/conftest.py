@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from corral.agent.settings import Settings
 from tests.integration.platform import Platform
 
 
@@ -20,8 +21,8 @@ def platform() -> Iterator[Platform]:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Platform]:
-    """Like ``platform``, shared by the tests of a module that do not kill it."""
-    with Platform() as one:
+    """Like ``platform``, shared by the tests of a module that do not kill it. A VM that failed is soon started again."""
+    with Platform(settings=Settings(backoff_s=1.0)) as one:
         one.up()
         one.run("image", "build", "micro", timeout=300)
         yield one

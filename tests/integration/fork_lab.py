@@ -24,6 +24,7 @@ from corral.guest.protocol import Command, Ended, Guest, Output
 from corral.runtime import Runtime
 from corral.storage.seed import Seed, seed_iso
 from tests.integration.platform import CACHE
+from tests.probed import as_probed
 
 CARD = Card(name="net0", mac="52:54:00:00:00:01", hostname="parent")
 
@@ -33,6 +34,7 @@ class Lab:
 
     def __init__(self, root: Path, image: str, memory: int) -> None:
         self.rt, self.root, self.memory = Runtime(), root, memory
+        as_probed(root)
         self.engine = QemuEngine(root / "vms", root, self.rt)
         # A copy: QEMU's user could not get through to a cache below somebody's home directory.
         self.image = shutil.copytree(image_directory(image), root / "image")

@@ -13,13 +13,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+from corral.agent.settings import Settings
+from tests.probed import as_probed
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("CORRAL_CACHE") or REPOSITORY / ".cache")
 CORRAL = Path(sys.executable).parent / "corral"
 
 
 class Platform:
-    """One state directory and its daemon. Use as a context manager: everything it started is gone afterwards."""
+    """One state directory and its daemon. Use as a context manager: everything it started is gone afterwards.
+
+    ``settings``: the agent's, where they are not the usual ones.
+    """
 
     def __init__(
         self,
@@ -28,9 +34,16 @@ class Platform:
         env: dict[str, str] | None = None,
         prefix: list[str] | None = None,
         parent: Path | None = None,
+        settings: Settings | None = None,
     ) -> None:
         self.state = Path(tempfile.mkdtemp(prefix="corral-test-", dir=parent or "/tmp"))
         self.state.chmod(0o711)
+        if engine == "qemu":
+            as_probed(self.state)
+        if settings is not None:
+            usual = Settings()._asdict()
+            other = {name: value for name, value in settings._asdict().items() if value != usual[name]}
+            (self.state / "agent.toml").write_text("".join(f"{name} = {value}\n" for name, value in other.items()))
         self.prefix = prefix or []
         self.env = {
             **{k: v for k, v in os.environ.items() if not k.startswith("CORRAL_")},
@@ -90,6 +103,26 @@ class Platform:
         pid = self.pid()
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not alive(pid), 10, "the daemon to be gone")
+
+    def killed_at(self, point: str, *command: str, within: float = 30) -> None:
+        """See the daemon, which ``CORRAL_KILL_AT`` has to kill itself at ``point``, do so when it is given the command.
+
+        The command is ended then: left to itself it would wait for another daemon, and say again what it wants.
+        """
+        pid = self.pid()
+        with tempfile.TemporaryFile() as said:
+            asking = self.popen(*command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+            try:
+                wait_until(lambda: not alive(pid), within, f"the daemon to be killed at {point}")
+            except AssertionError as error:
+                said.seek(0)
+                error.add_note(
+                    f"corral {' '.join(command)}: {said.read().decode()}\n--- daemon.log ---\n{self.log()[-4000:]}"
+                )
+                raise
+            finally:
+                asking.kill()
+                asking.wait()
 
     def vm(self, name: str) -> dict[str, Any]:
         return dict(self.json("info", name))

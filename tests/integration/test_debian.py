@@ -17,12 +17,16 @@ from tests.integration.platform import Platform, wait_until
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(420)]
 
 USER_DATA = """#cloud-config
+users:
+  - default
+  - {name: ada, ssh_authorized_keys: [ssh-ed25519 AAAAada ada]}
 write_files:
-  - path: /etc/greeting
-    content: hello from user data
-    permissions: '0640'
+  - {path: /etc/greeting, content: "hello from user data\\n", permissions: "0640"}
+  - {path: /root/packed, content: aGVsbG8=, encoding: b64}
+ntp: {enabled: true}
 runcmd:
-  - [sh, -c, "echo ran > /root/ran"]
+  - echo "shell $(cat /etc/greeting)" > /root/ran
+  - [sh, -c, "exit 7"]
 """
 
 
@@ -49,10 +53,22 @@ def await_ready(platform: Platform) -> None:
 
 def test_user_data_has_run(debian: Platform) -> None:
     await_ready(debian)
-    debian.run("exec", "web", "--", "test", "-e", "/root/ran")
-    assert debian.text("exec", "web", "--", "cat", "/etc/greeting") == "hello from user data"
-    assert debian.text("exec", "web", "--", "stat", "-c", "%a", "/etc/greeting") == "640\n"
-    assert debian.text("exec", "web", "--", "hostname") == "web\n"
+    said = debian.text(
+        "exec", "web", "--", "sh", "-c", "cat /root/ran /root/packed; stat -c %a /etc/greeting; hostname"
+    )
+    assert said == "shell hello from user data\nhello640\nweb\n"
+    assert debian.text("exec", "web", "--", "cat", "/home/ada/.ssh/authorized_keys") == "ssh-ed25519 AAAAada ada\n"
+    log = debian.text("exec", "web", "--", "cat", "/var/log/corral-init.log")
+    assert "left out: ntp" in log
+    assert "runcmd 2 ended with status 7" in log
+    assert "left out: ntp" in debian.text("logs", "web")
+
+
+def test_it_is_up_with_nothing_failed_and_one_host_key(debian: Platform) -> None:
+    script = "timeout 60 systemctl is-system-running --wait; systemctl is-active ssh ssh.socket; systemctl --failed --no-legend --plain"
+    done = debian.run("exec", "web", "--", "sh", "-c", f"{script}; ls /etc/ssh/ssh_host_*.pub | wc -l", check=False)
+    assert done.stdout.split() == [b"running", b"inactive", b"active", b"1"]
+    assert "10.0.2.15/24" in debian.text("exec", "web", "--", "ip", "-4", "addr")
 
 
 def test_its_machine_id_is_its_own(debian: Platform) -> None:

@@ -22,6 +22,7 @@ from corral.storage.qemu_img import QemuImg
 from corral.units import KIB, MIB
 from tests.integration.agent_on_host import run
 from tests.integration.bare_guest import cache
+from tests.probed import as_probed
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(240)]
 BETWEEN = "read a x </proc/uptime; {work}; read b x </proc/uptime; echo $a $b"
@@ -58,6 +59,7 @@ class Limited:
 async def machine(limits: Limits, size: int = 64 * MIB) -> AsyncIterator[Limited]:
     root, rt = Path(tempfile.mkdtemp(prefix="corral-", dir="/tmp")), Runtime()
     root.chmod(0o711)
+    as_probed(root)
     images = ImageStore(root / "images", cache(), rt, converter=QemuImg(), agent_binaries=DIRECTORY)
     engine = QemuEngine(root / "vms", root, rt)
     id = rt.random.id()
@@ -100,13 +102,13 @@ async def keeps(vm: Limited, wanted: float, count: int, block: int, *, write: bo
 
 async def test_a_guest_gets_what_its_limits_say_and_all_of_it_when_they_are_lifted() -> None:
     async with machine(Limits(iops=200)) as vm:
-        await keeps(vm, 200, 1000, 4096, warm=40)
+        await keeps(vm, 200, 600, 4096, warm=40)
         await vm.limit(Limits(iops=400))
-        await keeps(vm, 400, 2000, 4096, write=True, warm=80)
+        await keeps(vm, 400, 1200, 4096, write=True, warm=80)
         await vm.limit(Limits(bandwidth=4 * MIB))
-        await keeps(vm, 64, 320, 64 * KIB, warm=20)
+        await keeps(vm, 64, 192, 64 * KIB, warm=20)
         await vm.limit(Limits(iops=1000, bandwidth=2 * MIB))
-        await keeps(vm, 8, 40, 256 * KIB, write=True, warm=4)
+        await keeps(vm, 8, 24, 256 * KIB, write=True, warm=4)
 
         before = (await vm.engine.stats(vm.id)).drives[0]
         await vm.limit(Limits())
@@ -124,4 +126,4 @@ async def test_a_burst_lasts_as_long_as_its_credit() -> None:
         burst = await vm.rate(900, 4096)
         assert 200 < burst <= 440, "far beyond the limit, and no faster than the burst"
         await vm.seconds(250, 4096)
-        await keeps(vm, 100, 500, 4096)
+        await keeps(vm, 100, 300, 4096)

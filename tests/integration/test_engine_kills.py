@@ -21,6 +21,7 @@ from corral.engine.qemu.engine import QemuEngine
 from corral.engine.qemu.record import RunDir
 from corral.runtime import Runtime, process
 from corral.runtime.points import ENGINE_POINTS
+from tests.probed import as_probed
 from tests.tiny_guests import disk
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="QEMU is not here")
@@ -59,8 +60,8 @@ def root() -> Iterator[Path]:
 
 @pytest.fixture
 async def engine(root: Path) -> AsyncIterator[QemuEngine]:
+    as_probed(root)
     made = QemuEngine(root / "vms", root, Runtime())
-    await made.probe()
     yield made
     for seen in await made.inventory():
         await made.kill(seen.id)

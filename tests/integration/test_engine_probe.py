@@ -22,6 +22,7 @@ from corral.engine.qemu.launcher import FIRST_UID, Privileges
 from corral.engine.qemu.probe import probe, run_guest, try_accelerator
 from corral.errors import CorralError, Refused
 from corral.runtime import Runtime, process
+from tests.probed import as_probed
 from tests.tiny_guests import disk
 
 QEMU = shutil.which("qemu-system-x86_64") or ""
@@ -115,6 +116,7 @@ def test_the_bytes_of_the_tiny_guest_are_those_of_its_source(tmp_path: Path) -> 
 
 @pytest.fixture
 async def engine(root: Path) -> AsyncIterator[QemuEngine]:
+    as_probed(root)
     made = QemuEngine(root / "vms", root, Runtime())
     yield made
     for seen in await made.inventory():

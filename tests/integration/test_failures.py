@@ -33,10 +33,7 @@ SLOW = 3.0
 
 @pytest.fixture(scope="module")
 def impatient() -> Iterator[Platform]:
-    with Platform(env={"CORRAL_TEMPLATES": "off"}) as one:
-        usual = Settings()
-        lines = [f"{k} = {v}\n" for k, v in SETTINGS._asdict().items() if v != getattr(usual, k)]
-        (one.state / "agent.toml").write_text("".join(lines))
+    with Platform(settings=SETTINGS) as one:
         one.up()
         one.run("image", "build", "micro", timeout=300)
         one.run("launch", "micro", "--name", "victim", "--memory", "192M")

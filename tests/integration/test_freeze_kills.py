@@ -16,7 +16,6 @@ import msgspec
 import pytest
 
 from corral.engine.protocol import Drive, Machine, State
-from corral.engine.qemu.engine import QemuEngine
 from corral.engine.qemu.fork import freeze, ram
 from corral.engine.qemu.fork.keeper import Keeper
 from corral.engine.qemu.machine import QemuMachine
@@ -35,8 +34,7 @@ DAEMON = textwrap.dedent(
     import asyncio, os, signal, sys
     from pathlib import Path
     from corral.engine.protocol import Drive, Layer, Machine
-    from corral.engine.qemu.engine import QemuEngine
-    from corral.engine.qemu.record import as_path
+        from corral.engine.qemu.record import as_path
     from corral.runtime import Runtime
     from corral.runtime.faults import KillAt
     import msgspec
@@ -77,20 +75,10 @@ def at() -> At:
     return At()
 
 
-@pytest.fixture(scope="module")
-def probed() -> bytes:
-    """What a probe of this machine found: once for all tests."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as scratch:
-        Path(scratch).chmod(0o711)
-        asyncio.run(QemuEngine(Path(scratch) / "vms", Path(scratch), Runtime()).probe())
-        return (Path(scratch) / "probe.json").read_bytes()
-
-
 @pytest.fixture
-async def host(at: At, probed: bytes) -> AsyncIterator[RealHost]:
+async def host(at: At) -> AsyncIterator[RealHost]:
     root = Path(tempfile.mkdtemp(prefix="corral-", dir="/tmp"))
     root.chmod(0o711)
-    (root / "probe.json").write_bytes(probed)
     made = RealHost(root, Runtime(faults=at))
     yield made
     for seen in await made.engine.inventory():

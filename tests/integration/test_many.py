@@ -1,10 +1,11 @@
-"""Thirty guests at once on two cores, and one of them frozen."""
+"""Thirty guests at once on two cores, of which ten boot and twenty are forked, and one of them frozen."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -14,14 +15,19 @@ pytestmark = [pytest.mark.qemu, pytest.mark.timeout(420)]
 
 
 def test_thirty_at_once_and_a_frozen_one_disturbs_nobody(platform: Platform) -> None:
-    platform.run(
-        "launch", "micro", "--name", "many", "--count", "30", "--memory", "96M", "--timeout", "300s", timeout=320
-    )
+    platform.run("template", "create", "micro", "--memory", "96M", timeout=200)
+    small = ("micro", "--memory", "96M", "--timeout", "300s")
+    with ThreadPoolExecutor() as pool:
+        boots = pool.submit(platform.run, "launch", *small, "--name", "many", "--count", "10", "--cold", timeout=320)
+        forks = pool.submit(platform.run, "launch", *small, "--name", "fork", "--count", "20", timeout=320)
+        boots.result()
+        forks.result()
     vms = platform.json("list")
     assert [vm["status"]["phase"] for vm in vms] == ["running"] * 30
-    for vm in vms:
-        name = vm["meta"]["name"]
-        assert platform.text("exec", name, "--", "hostname").strip() == name
+    assert [bool(vm["status"]["template"]) for vm in vms].count(True) == 20
+    names = [vm["meta"]["name"] for vm in vms]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda name: platform.text("exec", name, "--", "hostname").strip(), names)) == names
 
     victim = platform.vm("many-7")["status"]["pid"]
     os.kill(victim, signal.SIGSTOP)

@@ -91,8 +91,12 @@ def test_equal_guests_get_equal_parts_across_cores(platform: Platform) -> None:
     governor(platform)
     time.sleep(3)
     # A loaded machine disturbs single windows; without the governor these are off by tens of per cent all the time.
-    best = min((parts(platform) for _ in range(3)), key=lambda found: max(found) - min(found))
-    assert max(best) - min(best) < 0.06, best
+    seen: list[list[float]] = []
+    for _ in range(3):
+        seen.append(parts(platform))
+        if max(seen[-1]) - min(seen[-1]) < 0.06:
+            return
+    raise AssertionError(seen)
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) > 2, reason="three guests have no contest on more than two cores")

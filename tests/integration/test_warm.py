@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.platform import Platform, alive, wait_until
+from tests.integration.platform import Platform, wait_until
 from tests.integration.test_templates import who
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(240)]
@@ -37,7 +37,7 @@ def waits(platform: Platform, count: int = 1) -> None:
     def so() -> bool:
         return bool(platform.json("template", "show", "warm")["status"]["warm"] == count)
 
-    wait_until(so, 30, f"{count} to wait", 0.2)
+    wait_until(so, 30, f"{count} to wait")
 
 
 def was_warm(vm: dict[str, Any]) -> bool:
@@ -82,10 +82,9 @@ def test_one_that_died_costs_a_launch_nothing_but_time(warm: Platform) -> None:
 def test_killed_while_it_is_given_the_vm_comes_up_as_itself(warm: Platform, point: str) -> None:
     warm.run("down")
     assert len(warm.qemus()) == 1  # the VM that runs
-    pid = warm.up(CORRAL_KILL_AT=point)
+    warm.up(CORRAL_KILL_AT=point)
     waits(warm)
-    warm.run("launch", "micro", "--name", "victim", "--memory", "96M", "--no-wait", check=False)
-    wait_until(lambda: not alive(pid), 30, f"the daemon to be killed at {point}")
+    warm.killed_at(point, "launch", "micro", "--name", "victim", "--memory", "96M", "--no-wait")
     warm.up()
     warm.run("vm", "wait", "victim", "--for", "running", "--timeout", "60s")
     vm = warm.vm("victim")
