@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corral.scheduler.shares.fill import fill
-from corral.scheduler.shares.turns import KEEP_S, Turn, turns
+from corral.scheduler.shares.turns import KEEP_S, Turn, misdivided, turns, turns_within
 
 TICK = 0.02
 
@@ -55,3 +56,14 @@ def test_who_is_owed_most_takes_the_core_it_waits_on_without_a_move() -> None:
     turn = turns([2 / 3] * 3, [-0.02, -0.001, 0.021], Turn([0, 1, 0], [True, True, False]), 2, TICK)
     assert turn.owns == [False, True, True]
     assert turn.core[1:] == [1, 0]
+
+
+def test_turns_within_leave_everybody_where_they_are() -> None:
+    turn = turns_within([0.2, 0.4, 0.6, 0.8], [0.03, 0.0, -0.001, -0.03], Turn([0, 1, 1, 0], [True] * 4), TICK)
+    assert turn == Turn([0, 1, 1, 0], [True, False, True, False])
+
+
+def test_what_a_whole_core_lacks_is_no_fault_of_its_division() -> None:
+    entitled, core = [0.2, 0.4, 0.6, 0.8], [0, 1, 1, 0]
+    assert misdivided(entitled, [0.02, 0.0, 0.0, 0.08], core) == pytest.approx(0.0)
+    assert misdivided(entitled, [0.03, 0.0, 0.0, 0.07], core) == pytest.approx(0.01)

@@ -34,6 +34,8 @@ class Host:
     moves: int = 0
     others: list[float] = field(default_factory=lambda: [0.0, 0.0])
     """Part of each core that other programs take."""
+    forgetful: str = ""
+    """The kernel gives this guest a third of its part only, while others have weight on its core."""
     guardian: bool = True
     guarded: dict[str, float] = field(default_factory=dict)
 
@@ -42,14 +44,17 @@ class Host:
         for _ in range(round(seconds / SLICE_S)):
             for core in (0, 1):
                 here = [g for n, g in enumerate(self.guests.values()) if g.busy and self.place(n, g) == core]
-                total = sum(g.weight for g in here)
+                total = sum(self.counted(g) for g in here)
                 self.idle += 0 if here else SLICE_S * (1.0 - self.others[core])
                 for guest in here:
-                    part = guest.weight / total * (1.0 - self.others[core])
+                    part = self.counted(guest) / total * (1.0 - self.others[core])
                     got = SLICE_S * min(part, guest.cap if guest.cap is not None else 1.0)
                     guest.used += got
                     guest.wait += SLICE_S - got
             self.time += SLICE_S
+
+    def counted(self, guest: Guest) -> float:
+        return guest.weight * (1 / 3 if guest is self.guests.get(self.forgetful) else 1)
 
     def place(self, number: int, guest: Guest) -> int:
         return number % 2 if guest.core is None else guest.core
@@ -133,6 +138,37 @@ def test_who_waits_for_a_turn_weighs_nothing_and_somebody_else_knows_what_it_sho
     governor.release()
     assert [guest.weight for guest in host.guests.values()] == pytest.approx([2 / 3] * 3, rel=0.01)
     assert host.guarded == {}
+
+
+def test_a_core_that_gave_too_little_is_made_up_for_by_turns_and_then_the_packing_is_back() -> None:
+    host, governor = governed(*(vm(f"v{n}", weight=100.0 * w) for n, w in enumerate((1, 2, 3, 4))))
+    go(host, governor, 2.0)
+    packed = [guest.core for guest in host.guests.values()]
+    assert packed[0] == packed[3] != packed[1] == packed[2]
+    assert host.guarded == {}, "weights are enough"
+    before = {id: guest.used for id, guest in host.guests.items()}
+    host.others[packed[0] or 0], turned = 0.9, 0
+    for _ in range(20):  # as much as another program takes in a few hundred milliseconds
+        host.run(governor.step())
+        turned += bool(host.guarded)
+    assert turned
+    host.others = [0.0, 0.0]
+    go(host, governor, 1.0)
+    used = [guest.used - before[id] for id, guest in host.guests.items()]
+    for got, weight in zip(used, (1, 2, 3, 4), strict=True):
+        assert got == pytest.approx(sum(used) * weight / 10, abs=0.02)
+    assert host.guarded == {}
+    packed = [guest.core for guest in host.guests.values()]
+    assert packed[0] == packed[3] != packed[1] == packed[2]
+
+
+def test_a_core_that_is_not_divided_by_weight_is_divided_by_turns() -> None:
+    host, governor = governed(*(vm(f"v{n}", weight=100.0 * w) for n, w in enumerate((1, 2, 3, 4))))
+    go(host, governor, 2.0)
+    host.forgetful = "v0"
+    before = {id: guest.used for id, guest in host.guests.items()}
+    go(host, governor, 1.0)
+    assert host.guests["v0"].used - before["v0"] == pytest.approx(0.2, abs=0.02)
 
 
 def test_an_owner_that_falls_asleep_leaves_its_core_to_the_others_at_once() -> None:

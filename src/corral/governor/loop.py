@@ -1,30 +1,22 @@
 """One step of the governor: measure, decide, set what changed, and say when to look again.
 
 Asleep (a look every second) while nobody is hungry; every 250 ms while somebody is, every 100 ms while every core is
-wanted; every 20 ms only while the hungry threads need more than there is *and* no assignment to cores serves them
-exactly. All of it slows down as long as it costs more than :data:`MOST_COST` of a core.
+wanted, every 50 ms while there is not enough; every 20 ms only while no assignment to cores serves the hungry threads
+exactly, and every 10 ms for a moment to put right what went wrong with one that does. All of it slows down as long as
+it costs more than :data:`MOST_COST` of a core.
 """
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from corral.governor import burst
 from corral.governor.entitle import Demand, Grant, entitlements
-from corral.governor.guardian import TELL_S
 from corral.governor.protocol import Plan, Report, VmReport
+from corral.governor.steering import LOOK_S, Ran, Steering
 from corral.governor.watched import Hands, Watched
 from corral.scheduler.ramp import CPU_STEPS, ramp
-from corral.scheduler.shares.few import MOST, Few, steer_few
-from corral.scheduler.shares.steer import Threads, distances, drift, pack, settle, steer
-from corral.scheduler.shares.turns import Turn, turns
 
-TICK_S = 0.02
-QUIET_TICK_S = 0.1
-"""Steering, but the present assignment is exact and nobody is owed anything worth a move."""
-LOOK_S = 0.25
 ASLEEP_S = 1.0
 DECIDE_S = 0.1
 """Entitlements are not computed again before. While threads are steered they are every :data:`LOOK_S`, which leaves
@@ -48,10 +40,6 @@ HEADROOM = 1.1
 """What a thread that is not hungry may want next: what it used and a tenth."""
 CREDIT_S = 1.0
 """Deficits are forgotten beyond this: nobody hoards, and nobody pays for ever."""
-EXACT = 0.004
-"""An assignment that serves everybody this exactly needs no steering: weights on one core are off by 0.7 %."""
-TOLERATED = 0.01
-"""A thread may drift from what it is entitled to by this part of a second until the next tick."""
 REPAY_S = 0.3
 """Weights make up for deficits in about this time, on any assignment. The kernel's division of a core is off by up to a
 fifth where other threads of a VM wake up often: it then forgets part of what waiting ones are owed. And beside other
@@ -64,15 +52,8 @@ LEAST_CAPACITY = 0.05
 SHORT = 0.02
 STILL_SHORT = 0.005
 """Cores that VMs want beyond what the host has for them until threads are bound to cores, and until they are let go."""
-MOST_IN_TURN = 2.5
-"""Threads for each core that take turns: with more each would wait for long, and an alternating packing is not far
-off."""
-ASLEEP = 0.5
-"""An owner of a core that was busy for less of its turn, and is not runnable at its end, wants it no longer."""
 WAITING_WEIGHT = 1e-3
 """Cores: the weight of one that waits for its turn."""
-SMOOTH_S = 0.5
-"""Time constant of what a core has for VMs (the rest is other programs')."""
 
 
 class Governor:
@@ -80,23 +61,17 @@ class Governor:
 
     def __init__(self, hands: Hands, nodes: list[int], mode: str, physical: list[int] | None = None) -> None:
         self._hands, self._mode = hands, mode
-        self._physical = np.array(physical if physical is not None else range(len(nodes)))
-        self._far = distances(np.array(nodes), self._physical)
-        self._far_few = self._far.tolist()
         self._cores = len(nodes)
         self._vms: dict[str, Watched] = {}
         self._plan = Plan()
-        self._available = [1.0] * self._cores
         self._last = self._decided_at = self._repaid_at = self._reported_at = hands.now()
         self._spent, self._slower = hands.busy_s(), 1.0
         self._steering = False
-        self._idle = self._cost = self._reported_cost = 0.0
+        self._cost = self._reported_cost = 0.0
         self._reported_idle = hands.idle_s()
-        self._exact = self._taking_turns = False
-        self._guarded_at: float | None = None
+        self._place = Steering(hands, nodes, physical, self._weigh)
         self._capacity = float(self._cores)
         self._looked = hands.idle_s()
-        self._packed: tuple[object, list[int], float] | None = None
         self._granted: tuple[object, list[Grant]] | None = None
 
     def follow(self, plan: Plan) -> None:
@@ -117,10 +92,8 @@ class Governor:
 
     def release(self) -> None:
         """Let every thread run anywhere; weights stay, they are fair by themselves."""
-        self._steering = self._taking_turns = False
-        self._nobody_waits()
-        for vm in self._vms.values():
-            self._unpin(vm)
+        self._steering = False
+        self._place.release(list(self._vms.values()))
 
     def step(self) -> float:
         """Seconds until the next step."""
@@ -129,15 +102,15 @@ class Governor:
         every = LOOK_S * self._slower if self._steering else DECIDE_S
         due = began - self._decided_at >= every * 0.9
         if since > 0:
-            self._charge(since, threads_only=self._taking_turns and not due)
+            self._charge(since, threads_only=self._place.by_turns and not due)
             self._afford((spent - self._spent) / since, since)
             self._last, self._spent = began, spent
         if due:
             self._decide(began)
-        elif not self._taking_turns and began - self._repaid_at >= REPAY_EVERY_S * 0.9:
+        elif not self._place.by_turns and began - self._repaid_at >= REPAY_EVERY_S * 0.9:
             self._repay(began)
-        wait = self._steer() if self._steering else self._pause()
-        return min(ASLEEP_S, wait * (min(SLOWEST_TURNS, self._slower) if self._taking_turns else self._slower))
+        wait = self._place.step(list(self._vms.values())) if self._steering else self._pause()
+        return min(ASLEEP_S, wait * (min(SLOWEST_TURNS, self._slower) if self._place.by_turns else self._slower))
 
     def _afford(self, cost: float, since: float) -> None:
         """Go slower while this process costs more of a core than it may, and faster again. Not by the cost of single
@@ -152,8 +125,7 @@ class Governor:
         ``threads_only``: what vCPU threads used; the rest of each VM is charged at the next time without.
         """
         got: dict[str, float] = {}
-        per_core = [0.0] * self._cores
-        held = [False] * self._cores
+        ran = Ran([0.0] * self._cores, [False] * self._cores)
         for id, vm in self._vms.items():
             used, times = vm.used, vm.times
             vm.times = self._hands.times(id)
@@ -166,13 +138,10 @@ class Governor:
             for number, (before, after) in enumerate(zip(times, vm.times, strict=True)):
                 vm.busy[number] = (after.run - before.run + after.wait - before.wait) / since
                 if vm.core[number] >= 0:
-                    per_core[vm.core[number]] += after.run - before.run
-                    held[vm.core[number]] = True
+                    ran.per_core[vm.core[number]] += after.run - before.run
+                    ran.held[vm.core[number]] = True
         if self._steering:
-            keep = math.exp(-since / SMOOTH_S)
-            for core, ran in enumerate(per_core):
-                seen = min(1.0, max(0.05, ran / since))
-                self._available[core] = keep * self._available[core] + (1 - keep) * seen if held[core] else 1.0
+            self._place.saw(ran, since)
         hungry = [vm for vm in self._vms.values() if any(vm.hungry)]
         due = sum(vm.grant.entitled for vm in hungry)
         total = sum(got[vm.plan.id] for vm in hungry)
@@ -202,7 +171,7 @@ class Governor:
         limited = {project.name for project in self._plan.projects if project.limit is not None}
         for vm, grant in zip(self._vms.values(), grants, strict=True):
             vm.grant = grant
-            self._hands.weight(vm.plan.id, self._weight(vm))
+            self._weigh(vm)
             self._hands.cap(vm.plan.id, self._cap(vm, limited))
         wanted = sum(min(vm.demand, burst.most(vm.plan, vm.saved)) for vm in self._vms.values())
         contended = wanted > self._capacity + (STILL_SHORT if self._steering else SHORT)
@@ -213,11 +182,10 @@ class Governor:
             for vm in self._vms.values():
                 if vm.waits and not any(vm.hungry):  # it is in nobody's way, and must be served when it wakes up
                     vm.waits = False
-                    self._hands.weight(vm.plan.id, self._weight(vm))
+                    self._weigh(vm)
                 for number, hungry in enumerate(vm.hungry):
-                    if not hungry and vm.core[number] >= 0:
-                        vm.core[number] = -1
-                        self._hands.pin(vm.plan.id, number, None)
+                    if not hungry:
+                        self._place.unpin(vm, number)
 
     def _grants(self, capacity: float, demands: list[Demand]) -> list[Grant]:
         """As before, while nobody wants anything else."""
@@ -230,7 +198,7 @@ class Governor:
         """Between two decisions: weights that follow deficits."""
         self._repaid_at = now
         for vm in self._vms.values():
-            self._hands.weight(vm.plan.id, self._weight(vm))
+            self._weigh(vm)
 
     def _look(self, since: float) -> None:
         """Who is hungry since the last look, and what there is for VMs: what they used, and what nobody did."""
@@ -257,13 +225,16 @@ class Governor:
         """To a hundredth: who uses about the same as before wants the same."""
         return float(len(vm.times)) if not vm.demand and any(vm.hungry) else round(vm.demand, 2)
 
+    def _weigh(self, vm: Watched) -> None:
+        self._hands.weight(vm.plan.id, self._weight(vm))
+
     def _weight(self, vm: Watched) -> float:
         """What it can count on, or has anyhow (where there is enough, weights that differ by far would mislead the
         kernel's balance of cores), and what it is owed."""
         granted = max(vm.grant.granted, vm.grant.entitled)
         if vm.waits:
             return WAITING_WEIGHT
-        if self._taking_turns or not (self._steering and any(vm.hungry)):
+        if self._place.by_turns or not (self._steering and any(vm.hungry)):
             return granted
         repaid = vm.credit / REPAY_S
         return granted + min(MOST_REPAID * granted, max(-MOST_REPAID * granted, repaid))
@@ -278,119 +249,11 @@ class Governor:
         vm.cap = max(LEAST_CAP, ramp(vm.cap, most, whole, CPU_STEPS))
         return vm.cap if vm.cap < whole else None
 
-    def _steer(self) -> float:
-        """Move threads where it is worth it."""
-        if self._taking_turns:
-            self._pass_over_sleepers()
-        who = [(vm, n) for vm in self._vms.values() for n, hungry in enumerate(vm.hungry) if hungry]
-        if not who:
-            return LOOK_S
-        number = {id: k for k, id in enumerate(self._vms)}
-        parts = [sum(vm.hungry) for vm, _ in who]
-        threads = Few(
-            [min(1.0, max(1e-6, vm.grant.entitled / part)) for (vm, _), part in zip(who, parts, strict=True)],
-            [vm.credit / part for (vm, _), part in zip(who, parts, strict=True)],
-            [vm.core[n] for vm, n in who],
-            [number[vm.plan.id] for vm, _ in who],
-        )
-        before = threads.core
-        if min(before) < 0:
-            threads = threads._replace(core=self._settled(threads))
-        best, uneven = self._pack(threads)
-        self._exact = uneven < EXACT
-        self._taking_turns = not self._exact and self._can_take_turns(who) and self._guarded()
-        if self._taking_turns:
-            return self._turn(who, threads)
-        self._nobody_waits()
-        tick = QUIET_TICK_S if self._exact else min(QUIET_TICK_S, max(TICK_S, TOLERATED / uneven))
-        for (vm, n), old, new in zip(who, before, self._chosen(threads, best, tick), strict=True):
-            if old != new:
-                vm.core[n] = new
-                self._hands.pin(vm.plan.id, n, new)
-        return tick
-
-    def _can_take_turns(self, who: list[tuple[Watched, int]]) -> bool:
-        """A weight is a VM's, so each may have one thread here; nobody should wait for many others; and one that its
-        cap holds up would let its turn pass."""
-        alone = all(len(vm.times) == 1 and vm.grant.entitled < vm.cap - SHORT for vm, _ in who)
-        return alone and self._cores < len(who) <= min(MOST, self._cores * MOST_IN_TURN)
-
-    def _pass_over_sleepers(self) -> None:
-        """An owner that has fallen asleep would leave its core idle for as long as it is its turn."""
-        for vm in self._vms.values():
-            for number, core in enumerate(vm.core):
-                owns = core >= 0 and not vm.waits
-                if owns and vm.busy[number] < ASLEEP and not self._hands.runnable(vm.plan.id, number):
-                    vm.hungry[number], vm.core[number] = False, -1
-                    self._hands.pin(vm.plan.id, number, None)
-
-    def _guarded(self) -> bool:
-        """Nobody is left waiting by a governor that dies: another process would give all their weights."""
-        now = self._hands.now()
-        if self._guarded_at is None or now - self._guarded_at >= TELL_S:
-            self._guarded_at = now
-            return self._hands.guard({vm.plan.id: vm.grant.granted for vm in self._vms.values()})
-        return True
-
-    def _turn(self, who: list[tuple[Watched, int]], threads: Few) -> float:
-        """Give the cores to those who are owed most."""
-        owns = [not vm.waits for vm, _ in who]
-        turn = turns(threads.entitled, threads.deficit, Turn(threads.core, owns), self._cores, TICK_S)
-        for (vm, n), before, core, own in zip(who, threads.core, turn.core, turn.owns, strict=True):
-            vm.waits = not own
-            if core != before or vm.core[n] != core:
-                vm.core[n] = core
-                self._hands.pin(vm.plan.id, n, core)
-            self._hands.weight(vm.plan.id, self._weight(vm))
-        return TICK_S
-
-    def _nobody_waits(self) -> None:
-        if self._guarded_at is None:
-            return
-        for vm in self._vms.values():
-            if vm.waits:
-                vm.waits = False
-                self._hands.weight(vm.plan.id, self._weight(vm))
-        self._guarded_at = None
-        self._hands.relieve()
-
-    def _settled(self, threads: Few) -> list[int]:
-        entitled, _, core, siblings = map(np.array, threads)
-        placed = settle(entitled, core, np.ones(self._cores), siblings, self._physical)
-        return [int(one) for one in placed]
-
-    def _pack(self, threads: Few) -> tuple[list[int], float]:
-        """The best lasting assignment, and how unevenly it serves; computed again when who is hungry changes."""
-        whole = sum(threads.entitled)
-        asked = (threads.siblings, [round(part / whole, 2) for part in threads.entitled])
-        if self._packed is None or self._packed[0] != asked:
-            arrays = Threads(*map(np.array, threads))
-            best = pack(arrays, self._far)
-            uneven = drift(arrays.entitled, best, np.ones(self._cores))
-            self._packed = (asked, [int(core) for core in best], uneven)
-        elif self._exact:  # whole cores may have been exchanged since
-            return threads.core, self._packed[2]
-        return self._packed[1], self._packed[2]
-
-    def _chosen(self, threads: Few, best: list[int], tick: float) -> list[int]:
-        """The assignment for the next tick. An exact one stays, but for cores exchanged with all that is on them."""
-        start = threads._replace(core=best) if self._exact else threads
-        if len(start.core) <= MOST:
-            return steer_few(start, self._available, tick, self._far_few, whole=self._exact)
-        arrays, available = Threads(*map(np.array, start)), np.array(self._available)
-        return [int(core) for core in steer(arrays, available, tick, self._far, whole=self._exact)]
-
     def _pause(self) -> float:
         hungry = sum(sum(vm.hungry) for vm in self._vms.values())
         if hungry >= self._cores:  # one more, and there is not enough
             return DECIDE_S
         return LOOK_S if hungry else ASLEEP_S
-
-    def _unpin(self, vm: Watched) -> None:
-        for number, core in enumerate(vm.core):
-            if core >= 0:
-                vm.core[number] = -1
-                self._hands.pin(vm.plan.id, number, None)
 
     def due(self) -> bool:
         """A report is due."""

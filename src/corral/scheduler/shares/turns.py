@@ -25,6 +25,25 @@ class Turn(NamedTuple):
     owns: list[bool]
 
 
+def turns_within(entitled: list[float], deficit: list[float], now: Turn, tick: float) -> Turn:
+    """Whose turn it is on each core for the next ``tick`` seconds, among those who are on it already."""
+    due = [d + e * tick + (KEEP_S if owns else 0.0) for e, d, owns in zip(entitled, deficit, now.owns, strict=True)]
+    first = {core: max((i for i, c in enumerate(now.core) if c == core), key=lambda i: due[i]) for core in now.core}
+    return Turn(now.core, [first[core] == i for i, core in enumerate(now.core)])
+
+
+def misdivided(entitled: list[float], deficit: list[float], core: list[int]) -> float:
+    """The largest deficit or surplus, in seconds, that a thread has against those it shares its core with.
+
+    What a core as a whole got too little of is none of it: another division of the core would not help.
+    """
+    load, owed = dict.fromkeys(core, 0.0), dict.fromkeys(core, 0.0)
+    for e, d, c in zip(entitled, deficit, core, strict=True):
+        load[c] += e
+        owed[c] += d
+    return max(abs(d - e * owed[c] / load[c]) for e, d, c in zip(entitled, deficit, core, strict=True))
+
+
 def turns(entitled: list[float], deficit: list[float], now: Turn, cores: int, tick: float) -> Turn:
     """Whose turn it is for the next ``tick`` seconds, with as few moves as that allows.
 
