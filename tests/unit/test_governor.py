@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from corral.governor.entitle import Demand, entitlements
-from corral.governor.loop import ASLEEP_S, DECIDE_S, Governor
+from corral.governor.loop import ASLEEP_S, Governor
 from corral.governor.meter import Times
 from corral.governor.protocol import Plan, ProjectPlan, VmPlan
+from corral.governor.steering import QUIET_TICK_S
 
 SLICE_S = 0.002
 
@@ -185,6 +186,17 @@ def test_an_owner_that_falls_asleep_leaves_its_core_to_the_others_at_once() -> N
     assert list(go(host, governor, 5.0).values()) == pytest.approx([2 / 3] * 3, rel=0.02)
 
 
+def test_who_falls_asleep_or_wakes_up_where_weights_divide_is_noticed_within_a_tenth_of_a_second() -> None:
+    host, governor = governed(vm("a"), vm("b"), vm("c", weight=200))  # c has a core, a and b share one
+    go(host, governor, 2.05)
+    host.guests["c"].busy, idle = False, host.idle
+    go(host, governor, 0.5)
+    assert host.idle - idle < 0.11
+    host.guests["c"].busy, before = True, host.guests["c"].used
+    go(host, governor, 0.5)
+    assert host.guests["c"].used - before > 0.39
+
+
 def test_who_falls_asleep_while_it_waits_has_its_weight_when_it_wakes_up() -> None:
     host, governor = governed(vm("a"), vm("b"), vm("c"), vm("d", weight=200))
     host.guests["d"].busy = False  # three take turns, and a fourth joins them for a moment
@@ -216,7 +228,7 @@ def test_nobody_is_bound_while_there_is_enough() -> None:
     host, governor = governed(vm("a"), vm("b"))
     go(host, governor, 3.0)
     assert host.moves == 0
-    assert governor.step() == DECIDE_S
+    assert governor.step() == QUIET_TICK_S
 
 
 def test_it_sleeps_while_nobody_is_hungry() -> None:

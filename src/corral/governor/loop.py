@@ -1,9 +1,9 @@
 """One step of the governor: measure, decide, set what changed, and say when to look again.
 
-Asleep (a look every second) while nobody is hungry; every 250 ms while somebody is, every 100 ms while every core is
-wanted, every 50 ms while there is not enough; every 20 ms only while no assignment to cores serves the hungry threads
-exactly, and every 10 ms for a moment to put right what went wrong with one that does. All of it slows down as long as
-it costs more than :data:`MOST_COST` of a core.
+Asleep (a look every second) while nobody is hungry; every 250 ms while somebody is, every 50 ms while every core is
+wanted; every 20 ms only while no assignment to cores serves the hungry threads exactly, and every 10 ms for a moment
+to put right what went wrong with one that does. All of it slows down as long as it costs more than :data:`MOST_COST`
+of a core.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 from corral.governor import burst
 from corral.governor.entitle import Demand, Grant, entitlements
 from corral.governor.protocol import Plan, Report, VmReport
-from corral.governor.steering import LOOK_S, Ran, Steering
+from corral.governor.steering import LOOK_S, QUIET_TICK_S, Ran, Steering
 from corral.governor.watched import Hands, Watched
 from corral.scheduler.ramp import CPU_STEPS, ramp
 
@@ -34,6 +34,8 @@ REPAY_EVERY_S = 0.1
 HUNGRY = 0.95
 """A thread that ran, or waited to run, this part of the time wants a whole core."""
 WAITING = 0.05
+DROWSY, NOTICED_S = 0.1, 0.04
+"""One that was hungry and is busy for less of the time, or was not and wants a whole core, is noticed after so long."""
 LEAST_CAP = 0.01
 """Cores. No cap is lower, whatever a project's limit leaves: a guest must be able to shut down."""
 HEADROOM = 1.1
@@ -71,7 +73,7 @@ class Governor:
         self._reported_idle = hands.idle_s()
         self._place = Steering(hands, nodes, physical, self._weigh)
         self._capacity = float(self._cores)
-        self._looked = hands.idle_s()
+        self._looked, self._seen = hands.idle_s(), 0.0
         self._granted: tuple[object, list[Grant]] | None = None
 
     def follow(self, plan: Plan) -> None:
@@ -88,6 +90,7 @@ class Governor:
                 one = Watched(vm, self._hands.used_s(vm.id), times, self._hands.throttled_s(vm.id))
                 one.hungry = [True] * len(one.times)  # it has just begun: it wants what it can get until it is seen
                 self._vms[vm.id] = one
+        self._seen += sum(vm.used for vm in self._vms.values()) - sum(vm.used for vm in known.values())
         self._decide(self._hands.now())
 
     def release(self) -> None:
@@ -105,7 +108,7 @@ class Governor:
             self._charge(since, threads_only=self._place.by_turns and not due)
             self._afford((spent - self._spent) / since, since)
             self._last, self._spent = began, spent
-        if due:
+        if due or self._noticed(since):
             self._decide(began)
         elif not self._place.by_turns and began - self._repaid_at >= REPAY_EVERY_S * 0.9:
             self._repay(began)
@@ -200,9 +203,24 @@ class Governor:
         for vm in self._vms.values():
             self._weigh(vm)
 
+    def _noticed(self, since: float) -> bool:
+        """Whether somebody fell asleep or woke up in the middle of two looks. Who is hungry is known then."""
+        found = False
+        for vm in self._vms.values():
+            for number, (hungry, busy) in enumerate(zip(vm.hungry, vm.busy, strict=True)):
+                unlike = busy < DROWSY and not self._hands.runnable(vm.plan.id, number) if hungry else busy >= HUNGRY
+                vm.unlike[number] = vm.unlike[number] + since if unlike else 0.0
+                if vm.unlike[number] < NOTICED_S:
+                    continue
+                found, vm.unlike[number], vm.hungry[number] = True, 0.0, not hungry
+                vm.demand = min(len(vm.times), max(0.0, vm.demand + (1.0 if vm.hungry[number] else busy - 1.0)))
+                vm.decided = (vm.used, vm.times, vm.throttled)
+        return found
+
     def _look(self, since: float) -> None:
         """Who is hungry since the last look, and what there is for VMs: what they used, and what nobody did."""
-        used, idle = sum(vm.used - vm.decided[0] for vm in self._vms.values()), self._hands.idle_s()
+        total, idle = sum(vm.used for vm in self._vms.values()), self._hands.idle_s()
+        used, self._seen = total - self._seen, total
         had, self._looked = (used + idle - self._looked) / since, idle
         keep = math.exp(-since / CAPACITY_S)
         self._capacity = keep * self._capacity + (1 - keep) * min(float(self._cores), max(LEAST_CAPACITY, had))
@@ -252,7 +270,7 @@ class Governor:
     def _pause(self) -> float:
         hungry = sum(sum(vm.hungry) for vm in self._vms.values())
         if hungry >= self._cores:  # one more, and there is not enough
-            return DECIDE_S
+            return QUIET_TICK_S
         return LOOK_S if hungry else ASLEEP_S
 
     def due(self) -> bool:

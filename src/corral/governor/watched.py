@@ -54,6 +54,8 @@ class Watched:
         self.hungry = [False] * len(times)
         self.busy = [0.0] * len(times)
         """Part of the time since the last step in which each thread ran or had waited to."""
+        self.unlike = [0.0] * len(times)
+        """For how long each thread has done the contrary of what it is taken for, seconds."""
         self.demand = 0.0
         self.credit = 0.0
         """Deficit: what it was entitled to and did not get, seconds."""
