@@ -20,6 +20,7 @@ class Guest:
     busy: bool = True
     used: float = 0.0
     wait: float = 0.0
+    throttled: float = 0.0
     weight: float = 1.0
     cap: float | None = None
     core: int | None = None
@@ -37,6 +38,8 @@ class Host:
     """Part of each core that other programs take."""
     forgetful: str = ""
     """The kernel gives this guest a third of its part only, while others have weight on its core."""
+    lost: float = 0.0
+    """Part of each quota that is not handed out."""
     guardian: bool = True
     guarded: dict[str, float] = field(default_factory=dict)
 
@@ -49,7 +52,8 @@ class Host:
                 self.idle += 0 if here else SLICE_S * (1.0 - self.others[core])
                 for guest in here:
                     part = self.counted(guest) / total * (1.0 - self.others[core])
-                    got = SLICE_S * min(part, guest.cap if guest.cap is not None else 1.0)
+                    got = SLICE_S * min(part, guest.cap * (1.0 - self.lost) if guest.cap is not None else 1.0)
+                    guest.throttled += SLICE_S * part - got
                     guest.used += got
                     guest.wait += SLICE_S - got
             self.time += SLICE_S
@@ -73,7 +77,7 @@ class Host:
         return self.guests[id].used
 
     def throttled_s(self, id: str) -> float:
-        return 0.0
+        return self.guests[id].throttled
 
     def times(self, id: str) -> list[Times]:
         return [Times(self.guests[id].used, self.guests[id].wait)]
@@ -263,6 +267,16 @@ def test_limits_become_caps_and_are_lifted_again() -> None:
         host.run(governor.step())
         caps.append(host.guests["a"].cap)
     assert list(dict.fromkeys(caps)) == [0.5, 0.75, None]  # a quarter of a core at each decision
+
+
+def test_a_cap_is_what_a_guest_has_although_the_kernel_hands_out_less_than_a_quota() -> None:
+    host, governor = governed(vm("a", limit=0.9))
+    host.lost = 0.02
+    go(host, governor, 20.0)
+    assert go(host, governor, 5.0)["a"] == pytest.approx(0.9, rel=0.003)
+    host.lost = 0.0
+    go(host, governor, 20.0)
+    assert go(host, governor, 5.0)["a"] == pytest.approx(0.9, rel=0.003)
 
 
 def test_a_plan_saves_below_its_limit_and_spends_above_it() -> None:

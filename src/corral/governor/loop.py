@@ -38,6 +38,10 @@ DROWSY, NOTICED_S = 0.1, 0.04
 """One that was hungry and is busy for less of the time, or was not and wants a whole core, is noticed after so long."""
 LEAST_CAP = 0.01
 """Cores. No cap is lower, whatever a project's limit leaves: a guest must be able to shut down."""
+TRIM, MOST_TRIM, MOST_SHORT = 0.1, 0.03, 0.1
+"""The kernel hands out less than a quota, since CPUs keep what they do not use. At each look a quota is raised by the
+first part of what was missing, by no more than the second in all; what is missing beyond the third has other reasons.
+"""
 HEADROOM = 1.1
 """What a thread that is not hungry may want next: what it used and a tenth."""
 CREDIT_S = 1.0
@@ -228,8 +232,9 @@ class Governor:
             _, before, throttled = vm.decided
             if vm.cap < len(vm.times):
                 vm.throttled = self._hands.throttled_s(vm.plan.id)
-            vm.decided = (vm.used, vm.times, vm.throttled)
             held = vm.throttled - throttled > 0.01 * since
+            vm.trim = self._trim(vm, (vm.used - vm.decided[0]) / since) if held else 0.0
+            vm.decided = (vm.used, vm.times, vm.throttled)
             demand = 0.0
             for number, (then, now) in enumerate(zip(before, vm.times, strict=True)):
                 run, wait = (now.run - then.run) / since, (now.wait - then.wait) / since
@@ -238,6 +243,14 @@ class Governor:
                 vm.hungry[number] = eager or (vm.hungry[number] and self._hands.runnable(vm.plan.id, number))
                 demand += 1.0 if vm.hungry[number] else min(1.0, HEADROOM * (run + wait))
             vm.demand = demand
+
+    def _trim(self, vm: Watched, used: float) -> float:
+        """The next one, of a VM that its cap held up. Who has much less than its cap wanted no more on average, and
+        beside others who want the cores too a cap says nothing about what it has."""
+        short = 1.0 - used / vm.cap
+        if self._steering or abs(short) > MOST_SHORT:
+            return vm.trim * (1.0 - TRIM)
+        return min(MOST_TRIM, max(-MOST_TRIM, vm.trim + TRIM * short))
 
     def _wanted(self, vm: Watched) -> float:
         """To a hundredth: who uses about the same as before wants the same."""
@@ -265,7 +278,7 @@ class Governor:
         if vm.plan.project in limited:
             most = min(most, vm.grant.entitled if any(vm.hungry) else vm.grant.granted)
         vm.cap = max(LEAST_CAP, ramp(vm.cap, most, whole, CPU_STEPS))
-        return vm.cap if vm.cap < whole else None
+        return vm.cap * (1.0 + round(vm.trim, 3)) if vm.cap < whole else None
 
     def _pause(self) -> float:
         hungry = sum(sum(vm.hungry) for vm in self._vms.values())

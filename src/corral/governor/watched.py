@@ -63,6 +63,8 @@ class Watched:
         """CPU-seconds that it saved up below its limit."""
         self.cap = float(len(times))
         """Cores that it can have at most right now; its CPUs: no cap."""
+        self.trim = 0.0
+        """Part by which its quota is higher than its cap, so that it has what its cap says."""
         self.grant = Grant(0.0, 0.0)
         self.decided = (used, times, throttled)
         """The counters at the last decision."""
