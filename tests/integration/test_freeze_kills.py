@@ -34,7 +34,8 @@ DAEMON = textwrap.dedent(
     import asyncio, os, signal, sys
     from pathlib import Path
     from corral.engine.protocol import Drive, Layer, Machine
-        from corral.engine.qemu.record import as_path
+    from corral.engine.qemu.engine import QemuEngine
+    from corral.engine.qemu.record import as_path
     from corral.runtime import Runtime
     from corral.runtime.faults import KillAt
     import msgspec
