@@ -227,6 +227,19 @@ async def test_the_same_record_is_decoded_once(objects: Objects) -> None:
     assert (await objects.get(Vm, made.meta.id)).spec.boots == 2
 
 
+async def test_what_is_gone_is_not_kept_decoded_whoever_is_behind(objects: Objects) -> None:
+    (made,) = await objects.create(vm("web"))
+    (other,) = await objects.create(vm("other"))
+    changed = await objects.update(booted(made, 1))
+    assert len((await objects.list(Vm)).items) == 2
+    await objects.commit([Remove(changed)])
+    assert set(objects._cache) == {f"/vms/{other.meta.id}"}
+    async with aclosing(objects.watch(Vm, from_revision=1)) as batches:
+        seen = [(await anext(batches)).changes[0].object for _ in range(4)]
+    assert [one is None for one in seen] == [False, False, False, True]
+    assert set(objects._cache) == {f"/vms/{other.meta.id}"}
+
+
 async def test_a_record_that_cannot_be_read_is_named(objects: Objects) -> None:
     await objects.store.txn([], [Put("/vms/odd", b'{"meta":{"id":"odd","name":"x"},"colour":1}')])
     with pytest.raises(CorralError, match="/vms/odd") as caught:

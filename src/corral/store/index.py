@@ -4,7 +4,7 @@ A transaction is first *drafted* (:class:`Draft`: compared against the index plu
 did), then, once it is durable, *applied* (:meth:`Index.apply`). What is drafted but not applied is seen by nobody, so
 that no reader ever sees a change that a power cut could take back.
 
-History is a run of consecutive batches; :meth:`Index.since` reads it, :meth:`Index.compact` shortens it. A watcher is
+History is a run of consecutive batches; :meth:`Index.since` reads it, :meth:`Index.forget` shortens it. A watcher is
 only a position in it: a slow one costs no memory and learns by :class:`~corral.errors.WatchLost` that it was too slow.
 """
 
@@ -23,6 +23,9 @@ MAX_OPS = 1024
 MAX_VALUE = 2 << 20
 """Bytes of one value. Records are a few KiB; more is a mistake."""
 
+LEAST = 256
+"""Batches that are kept however large they are: who watches is a few behind."""
+
 _OPERATORS: dict[str, Callable[[int, int], bool]] = {
     "==": operator.eq,
     "!=": operator.ne,
@@ -38,6 +41,8 @@ class Index:
         self.revision = 0
         self.compacted = 0
         self.history: list[Batch] = []
+        self.size = 0
+        """Bytes of all values in the history."""
         self.leases: dict[int, set[str]] = {}
         self._entries: dict[str, Entry] = {}
         self._keys: list[str] = []
@@ -74,6 +79,7 @@ class Index:
             self._set(change)
         self.revision = batch.revision
         self.history.append(batch)
+        self.size += _size(batch)
 
     def restore(self, entry: Entry) -> None:
         """Set an entry from before the kept history (only while a store is being opened)."""
@@ -81,14 +87,26 @@ class Index:
         assert entry.mod_revision <= self.compacted
         self._set(Change(entry.key, entry, None))
 
-    def compact(self, keep: int) -> Sequence[Batch]:
-        """Forget all but the newest ``keep`` batches; returns what was dropped."""
-        surplus = len(self.history) - keep
-        if surplus <= 0:
+    def surplus(self, batches: int, size: int) -> Sequence[Batch]:
+        """The oldest batches, beyond which ``batches`` or ``size`` bytes of values are left.
+
+        None until there is twice as much: so forgetting is rare and its cost shared.
+        """
+        if len(self.history) <= 2 * batches and self.size <= 2 * size:
             return ()
-        dropped, self.history = self.history[:surplus], self.history[surplus:]
-        self.compacted += surplus
-        return dropped
+        number, left = max(0, len(self.history) - batches), self.size
+        left -= sum(map(_size, self.history[:number]))
+        most = len(self.history) - min(LEAST, batches)
+        while left > size and number < most:
+            left -= _size(self.history[number])
+            number += 1
+        return self.history[:number]
+
+    def forget(self, dropped: Sequence[Batch]) -> None:
+        """Shorten the history by its oldest batches."""
+        del self.history[: len(dropped)]
+        self.compacted += len(dropped)
+        self.size -= sum(map(_size, dropped))
 
     def _set(self, change: Change) -> None:
         key, entry = change.key, change.entry
@@ -169,6 +187,10 @@ class Draft:
     def _check_lease(self, op: Put) -> None:
         if op.lease and (op.lease in self._ended or op.lease not in self._index.leases):
             raise NotFound(f"the lease {op.lease} of {op.key} is gone", hint="ask for a new lease")
+
+
+def _size(batch: Batch) -> int:
+    return sum(len(change.entry.value) for change in batch.changes if change.entry is not None)
 
 
 def check_request(compares: Sequence[Compare], *branches: Sequence[Op]) -> None:

@@ -16,6 +16,8 @@ from corral.store.protocol import Batch, Compare, Entry, Op, Snapshot, TxnResult
 
 HISTORY = 10_000
 """Batches kept for watchers: at a thousand changes a second one may be away for ten seconds before it must list."""
+HISTORY_SIZE = 4 << 20
+"""Bytes of values in them. A daemon that has much to do would else take tens of megabytes for what nobody asks for."""
 
 
 class LocalStore:

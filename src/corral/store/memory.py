@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from corral.store.index import Draft, check_request
-from corral.store.local import LocalStore
+from corral.store.local import HISTORY_SIZE, LocalStore
 from corral.store.protocol import Compare, Op, TxnResult
 
 
 class MemoryStore(LocalStore):
-    """``MemoryStore(rt, history=N)``: keeps at least ``history`` batches for watchers."""
+    """``MemoryStore(rt, history=N)``: keeps at least ``history`` batches for watchers, as long as they are small."""
 
     async def txn(self, compares: Sequence[Compare], then: Sequence[Op], otherwise: Sequence[Op] = ()) -> TxnResult:
         self._check_open()
@@ -32,7 +32,6 @@ class MemoryStore(LocalStore):
     def _publish(self, draft: Draft) -> None:
         for batch in draft.batches:
             self._index.apply(batch)
-        if len(self._index.history) > 2 * self._history:
-            self._index.compact(self._history)
+        self._index.forget(self._index.surplus(self._history, HISTORY_SIZE))
         if draft.batches:
             self._announce()

@@ -189,6 +189,9 @@ class Objects:
         result = await self.store.txn(compares, ops)
         if not result.succeeded:
             await self._explain(writes)
+        for write in writes:
+            if isinstance(write, Remove):
+                self._cache.pop(_key(write.object.KIND, write.object.meta.id), None)
         # Not put into the cache: what is read back is what the record says, never what a caller happened to pass.
         return tuple(_with_revision(w.object, result.revision) for w in writes if isinstance(w, Create | Update))
 
@@ -214,6 +217,8 @@ class Objects:
                 continue
             cls = PLURALS[plural].cls
             now = self._decode(cls, change.entry) if change.entry else None
+            if now is None:  # gone; an earlier change may have put it back, read since it was removed
+                self._cache.pop(change.key, None)
             # What was there before is shown as it was, but must not push the present out of the cache.
             before = self._decode(cls, change.previous, keep=False) if change.previous else None
             changes.append(ObjectChange(cls.KIND, id, now, before))

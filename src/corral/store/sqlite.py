@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 from corral.errors import Bug, CorralError, Unavailable, Unknown
 from corral.runtime import Runtime
 from corral.store.index import Draft, check_request
-from corral.store.local import HISTORY, LocalStore
+from corral.store.local import HISTORY, HISTORY_SIZE, LocalStore
 from corral.store.logfile import LogFile
 from corral.store.protocol import Compare, Op, TxnResult
 
@@ -117,16 +117,13 @@ class SqliteStore(LocalStore):
                 request.answer.set_exception(error)
         ended = [request.ends_lease for request, _ in answers if request.ends_lease]
         if draft.batches or ended:
-            # Once the history is twice as long as promised half of it goes, so that this is rare and its cost shared.
-            history = self._index.history
-            dropped = history[: -self._history] if len(history) > 2 * self._history else []
+            dropped = self._index.surplus(self._history, HISTORY_SIZE)
             try:
                 await self._in_thread(lambda: self._log.append(draft.batches, dropped, ended))
             except CorralError as error:
                 self._refuse(answers, error)
                 return
-            if dropped:
-                self._index.compact(self._history)
+            self._index.forget(dropped)
         for batch in draft.batches:
             self._index.apply(batch)
         for lease in ended:
