@@ -6,6 +6,7 @@
  *                                    sampling at ticks of this period is not charged at all. The phase drifts by a
  *                                    thousandth of a period each time, so that it meets every tick sooner or later.
  *   load count WINDOW_MS WINDOWS FILE   busy; writes how much work was done in each window
+ *   load dirty MIB_S MIB             writes one word in each page of MIB of memory, in turn, so many MiB a second
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -72,11 +73,25 @@ static int count(int64_t window, int windows, const char *path) {
     return fclose(file) ? 1 : 0;
 }
 
+static int dirty(int64_t rate, size_t size) {
+    enum { PAGE = 4096, SLICE_MS = 10 };
+    volatile char *area = malloc(size);
+    if (!area) return 1;
+    size_t at = 0;
+    for (int64_t next = now_ns(), n = 1;; n++) {
+        for (int64_t left = (rate << 20) / PAGE * SLICE_MS / 1000; left > 0; left--, at = (at + PAGE) % size) {
+            *(volatile int64_t *)(area + at) = n;
+        }
+        sleep_until(next += SLICE_MS * 1000000);
+    }
+}
+
 int main(int argc, char **argv) {
     const char *mode = argc > 1 ? argv[1] : "busy";
     if (!strcmp(mode, "wave") && argc > 3) wave(atoll(argv[2]) * 1000000, atoll(argv[3]) * 1000000);
     if (!strcmp(mode, "thief") && argc > 3) thief(atoll(argv[2]) * 1000, atoll(argv[3]) * 1000);
     if (!strcmp(mode, "count") && argc > 4) return count(atoll(argv[2]) * 1000000, atoi(argv[3]), argv[4]);
+    if (!strcmp(mode, "dirty") && argc > 3) return dirty(atoll(argv[2]), (size_t)atoll(argv[3]) << 20);
     if (strcmp(mode, "busy")) return 2;
     for (;;) work();
 }

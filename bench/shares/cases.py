@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from peers import libvirtd
 from tests.integration.platform import Platform
 
 from shares import libvirt
@@ -89,7 +90,7 @@ def constant(platform: Platform, extent: Extent) -> Table:
 
 
 def of_libvirt(platform: Platform, weights: list[float], extent: Extent) -> list[str]:
-    if why := libvirt.missing():
+    if why := libvirtd.missing():
         return [f"not compared: {why}", *[""] * (len(CONSTANT) - 1)]
     parts, cmdline = micro(Path(platform.env["CORRAL_CACHE"]) / "images")
     with libvirt.running(parts, cmdline) as daemon:

@@ -19,6 +19,8 @@ from tests.probed import as_probed
 REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("CORRAL_CACHE") or REPOSITORY / ".cache")
 CORRAL = Path(sys.executable).parent / "corral"
+FORKS = int(os.environ.get("CORRAL_TEST_FORKS", "10"))
+"""How many forks at once the tests of many make."""
 
 
 class Platform:
