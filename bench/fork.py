@@ -28,7 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 SIZES = ("128M", "512M", "2G")
-RATES = (0, 25, 50, 100, 200, 400)
+RATES = (0, 100, 400, 1000, 2000, 4000)
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from corral.client.sync import Vm
 OVERCOMMIT = 10
 """A fork counts with all the memory that it may come to use; what benchmarks make of it uses little."""
 SETTLED_S = 60.0
+TEMPLATES = 2
+"""With a card and without, for `corral launch` and `corral run`; a fork of each waits, no more."""
 
 
 class Forks:
@@ -25,7 +27,7 @@ class Forks:
         self.image, self.warm = image, warm
         self.platform = Platform(env={"CORRAL_WARM": "on" if warm else "off"})
         if warm:
-            (self.platform.state / "agent.toml").write_text("warm_most = 1\n")
+            (self.platform.state / "agent.toml").write_text(f"warm_most = {TEMPLATES}\n")
         self.client = corral.sync.Client(state=self.platform.state)
         self.standing: list[int] = []
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from tests.integration.ears import Ears, shout
 from tests.integration.platform import FORKS, Platform, wait_until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(240)]
@@ -41,6 +45,13 @@ def warm(micro: Platform) -> Iterator[Platform]:
         others = {*micro.text("template", "list", "-o", "name").split()} - {"warm"}
         for name in others:
             micro.run("template", "delete", name, check=False)
+
+
+@pytest.fixture
+def ears() -> Iterator[Ears]:
+    one = Ears()
+    yield one
+    one.close()
 
 
 def who(platform: Platform, name: str) -> tuple[str, ...]:
@@ -126,6 +137,45 @@ def test_forks_of_a_running_vm_have_its_memory_and_it_goes_on(warm: Platform) ->
     assert warm.text("exec", "grandchild", "--", "cat", "/dev/shm/note") == "remembered\n"
     warm.run("delete", "parent", "child-1", "child-2", "grandchild", "--force")
     wait_until(lambda: warm.text("template", "list", "-o", "name") == "warm\n", 60, "the templates of forks to go")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(os.geteuid() != 0, reason="without root all VMs are one user, and who said what cannot be told")
+def test_each_fork_of_one_that_talks_is_somebody_before_it_is_heard(warm: Platform, ears: Ears, tmp_path: Path) -> None:
+    warm.run("launch", "micro", "--name", "talker", "--memory", "96M")
+    warm.run("cp", str(shout(tmp_path)), "talker:/shout")
+    talk = f"chmod +x /shout; setsid /shout {ears.port} >/dev/null 2>&1 </dev/null &"
+    warm.run("exec", "talker", "--", "sh", "-c", talk)
+    parent = warm.vm("talker")["status"]["pid"]
+    user = os.stat(f"/proc/{parent}").st_uid
+    wait_until(lambda: user in ears.heard, 20, "the parent to be heard")
+    before = who(warm, "talker")
+
+    said = warm.text("vm", "fork", "talker", "--name", "child", "--count", str(FORKS), "--timeout", "400s", timeout=420)  # fmt: skip
+    assert re.search(r"talker stood still for \d+ ms", said)
+    names = [f"child-{number + 1}" for number in range(FORKS)]
+    children = {name: warm.vm(name) for name in names}
+    users = {name: os.stat(f"/proc/{vm['status']['pid']}").st_uid for name, vm in children.items()}
+    wait_until(lambda: set(users.values()) <= set(ears.heard), 60, "each fork to be heard")
+    for name, vm in children.items():
+        heard = ears.heard[users[name]]
+        somebody = vm["meta"]["created"] + vm["status"]["details"]["start"]["timings"]["identity"]
+        assert heard[0][0] > somebody, f"{name} was heard {somebody - heard[0][0]:.3f} s before it was somebody"
+        assert heard[-1][1] == name
+
+    with ThreadPoolExecutor(2) as pool:
+        people = [before, *pool.map(lambda name: who(warm, name), names)]
+    for what in range(5):  # all but the address, which is the same behind each one's own NAT
+        assert len({person[what] for person in people}) == FORKS + 1, [person[what] for person in people]
+    assert warm.vm("talker")["status"]["pid"] == parent
+    assert who(warm, "talker")[:4] == before[:4]
+    numbers = [number for _, _, number in ears.heard[user]]
+    assert numbers == sorted(set(numbers)), "the parent said everything once, in order"
+    assert {name for _, name, _ in ears.heard[user]} == {"talker"}
+    last = numbers[-1]
+    wait_until(lambda: ears.heard[user][-1][2] > last, 20, "the parent to go on")
+    warm.run("delete", "talker", *names, "--force", timeout=300)
+    wait_until(lambda: warm.text("template", "list", "-o", "name") == "warm\n", 60, "the template of forks to go")
 
 
 @pytest.mark.parametrize("point", ["template.spawned", "engine.freeze.recorded"])
