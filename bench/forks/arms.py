@@ -41,6 +41,8 @@ def arms(image: str, memory: str) -> Iterator[tuple[Arms, Arms]]:
         for one in (plain, pool):
             one.template(memory)
             one.template(memory, network=False)
+        for one in (plain, pool):
+            one.ready()
         quick["Corral, fork"] = lambda: _launched(plain, memory)
         quick["Corral, warm pool"] = lambda: _launched(pool, memory)
         quick["corral run, fork"] = lambda: _ran(plain, memory)

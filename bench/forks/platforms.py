@@ -15,7 +15,7 @@ from corral.client.sync import Vm
 
 OVERCOMMIT = 10
 """A fork counts with all the memory that it may come to use; what benchmarks make of it uses little."""
-SETTLED_S = 60.0
+SETTLED_S, MADE_S = 60.0, 600.0
 TEMPLATES = 2
 """With a card and without, for `corral launch` and `corral run`; a fork of each waits, no more."""
 
@@ -37,12 +37,21 @@ class Forks:
         host = self.platform.text("host", "list", "-o", "name").strip()
         self.platform.run("host", "set", host, f"memory_overcommit={OVERCOMMIT}")
 
-    def template(self, memory: str, *, network: bool = True) -> str:
-        """Make one; its name."""
+    def template(self, memory: str, *, network: bool = True) -> None:
+        """Have one made; several at once take little longer than one, most of which is waiting for guests to be at rest."""
         name = f"{self.image}-{memory.lower()}" + ("" if network else "-alone")
-        options = [] if network else ["--no-network"]
-        self.platform.run("template", "create", self.image, "--name", name, "--memory", memory, *options, timeout=600)
-        return name
+        options = ["--no-wait"] if network else ["--no-wait", "--no-network"]
+        self.platform.run("template", "create", self.image, "--name", name, "--memory", memory, *options)
+
+    def ready(self) -> None:
+        """All templates are made."""
+
+        def so() -> bool:
+            phases = {one.phase: one.status["reason"] for one in self.client.templates.list()}
+            assert "error" not in phases, phases["error"]
+            return set(phases) == {"ready"}
+
+        wait_until(so, MADE_S, "templates to be made", 0.2)
 
     def settle(self) -> None:
         """Nothing is left of earlier starts, and the forks that are made ahead are there."""

@@ -29,6 +29,7 @@ def rate(image: str, memory: str, count: int) -> dict[str, Any]:
     """Forks a second of ``corral launch --count``, from the start of the command to its end: each has its identity."""
     with forks(image) as one:
         one.template(memory)
+        one.ready()
         one.settle()
         spent = one.cpu()
         took, own = _burst(one, memory, count)
@@ -47,6 +48,7 @@ def live(image: str, memory: str, count: int) -> dict[str, Any]:
     """So many at once: each runs and says its name; what each holds of its own, and all together."""
     with forks(image) as one:
         one.template(memory)
+        one.ready()
         one.settle()
         free = _available()
         took, _ = _burst(one, memory, count)
@@ -81,6 +83,7 @@ def sizes(image: str, memories: Sequence[str], runs: int) -> dict[str, Any]:
     with forks(image) as one:
         for memory in memories:
             one.template(memory)
+        one.ready()
         for number in range(runs + 1):
             for memory in memories:
                 one.settle()
