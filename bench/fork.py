@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -80,6 +81,7 @@ def main() -> None:
 
         draw(json.loads(options.json.read_text()), options.picture)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended
     began, load = time.monotonic(), os.getloadavg()[0]
     print(f"{options.image}, {options.memory}, {os.cpu_count()} cores", flush=True)
     figures = measured(options)

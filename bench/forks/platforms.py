@@ -11,6 +11,7 @@ from peers.started import Started, anonymous, cpu_of
 from tests.integration.platform import Platform, wait_until
 
 import corral.sync
+from corral.agent.settings import Settings
 from corral.client.sync import Vm
 
 OVERCOMMIT = 10
@@ -25,9 +26,9 @@ class Forks:
 
     def __init__(self, image: str, *, warm: bool) -> None:
         self.image, self.warm = image, warm
-        self.platform = Platform(env={"CORRAL_WARM": "on" if warm else "off"})
-        if warm:
-            (self.platform.state / "agent.toml").write_text(f"warm_most = {TEMPLATES}\n")
+        self.platform = Platform(
+            env={"CORRAL_WARM": "on" if warm else "off"}, settings=Settings(warm_most=TEMPLATES)
+        )  # fmt: skip
         self.client = corral.sync.Client(state=self.platform.state)
         self.standing: list[int] = []
 
