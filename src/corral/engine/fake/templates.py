@@ -1,4 +1,4 @@
-"""Templates of a pretended host. They belong to the world, not to the daemon; see :mod:`corral.engine.fake`."""
+"""Templates of a pretended host. They belong to the world, not to the daemon; see :mod:`~corral.engine.fake.world`."""
 
 from __future__ import annotations
 
