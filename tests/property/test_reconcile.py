@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corral.agent.failure import Cause
-from corral.agent.reconcile import OFF_STATES, TABLE, Decision, Do, Exit, Gate, GuestView, Seen, Wish, decide
+from corral.agent.reconcile import OFF_STATES, TABLE, Decision, Do, Gate, GuestView, Seen, Wish, decide
 from corral.agent.settings import Settings
-from corral.engine.protocol import State
+from corral.engine.protocol import Exit, State
 from corral.model import Meta, OnHang, Phase, Power, Restart, Vm, VmSpec, VmStatus
 
 SETTINGS = Settings()

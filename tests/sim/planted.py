@@ -13,6 +13,7 @@ from unittest import mock
 import msgspec
 
 from corral.agent import agent, reconcile, steps, verdict
+from corral.agent.reconcile import down, up
 from corral.agent.records import VmRecords
 from corral.api.service.ground import Ground
 from corral.engine.protocol import State
@@ -160,18 +161,18 @@ def a_broken_watch_goes_on_without_reading_again() -> Iterator[None]:
 @bug
 def a_silent_hypervisor_is_killed() -> Iterator[None]:
     row = (reconcile.Wish.RUN, State.UNRESPONSIVE)
-    with mock.patch.dict(reconcile.TABLE, {row: reconcile.kill}):
+    with mock.patch.dict(reconcile.TABLE, {row: down.kill}):
         yield
 
 
 @bug
 def a_silent_guest_is_given_up_without_patience() -> Iterator[None]:
-    hung = reconcile.hung
+    hung = up.hung
 
     def hasty(vm: Vm, seen: reconcile.Seen, settings: Any) -> reconcile.Decision:
         return hung(vm, seen._replace(guest=seen.guest._replace(hung_s=1e9)), settings)
 
-    with mock.patch.object(reconcile, "hung", hasty):
+    with mock.patch.object(up, "hung", hasty):
         yield
 
 
