@@ -90,9 +90,10 @@ __attribute__((format(printf, 2, 3))) void add_words(struct text *t, const char 
 
 /* program.c */
 enum { ERR_PIPE, STDOUT, STDERR, STDIN, ENDS }; /* our ends of a program; ERR_PIPE: why it could not be started */
-struct program { char *cwd, *user; bool tty; struct winsize size; uint32_t processes; uint32_t limit; };
+struct program { char *cwd, *user; bool tty, first; struct winsize size; uint32_t processes; uint32_t limit; };
 const char *program_parse(struct frame *f, struct program *p); /* NULL, or what is wrong with it */
 pid_t program_start(const struct program *p, int fd[ENDS]);    /* the one parsed last; -1: see errno */
+void program_ordinary(pid_t pid);               /* it does not go first any more */
 void child_defaults(void);                      /* in a child: what the agent changed for itself is undone */
 
 /* limit.c: a control group for one program, named by its channel */
@@ -107,6 +108,7 @@ void limit_drop(uint32_t id);                   /* now if nobody is in it any mo
 bool channel_open(uint32_t id);
 void channel_frame(struct frame *f);            /* exec, stdin, eof, signal, resize, close, credit */
 void channels_kill_all(void);
+void channels_awake(void);                      /* the guest has woken up: no program goes first any more */
 void channels_reap(void);
 struct pollfd;
 size_t channels_poll(struct pollfd *fds, size_t limit);  /* fill in what to wait for */
@@ -125,6 +127,7 @@ bool read_small(const char *path, char *buffer, size_t size);
 
 /* main.c */
 extern bool pretend;                            /* --pretend: change nothing of the machine (tests on a host) */
+extern int64_t awake_at;                        /* until then it has just woken; 0: it has not */
 void violation(const char *why);
 int64_t now_ms(void);
 

@@ -25,6 +25,7 @@ struct channel {
 	uint8_t *ring;             /* input that the program has not taken yet; made at the first byte */
 	uint32_t ring_head, ring_used, consumed;
 	bool limited;              /* it has a control group of its own */
+	bool first;                /* it goes before others */
 	int64_t quiet_since;       /* after its end: when output was last seen, or could not be sent */
 };
 
@@ -73,6 +74,16 @@ void channels_kill_all(void)
 			kill_program(&channels[i]);
 			release(&channels[i]);
 		}
+}
+
+void channels_awake(void)
+{
+	for (size_t i = 0; i < MAX_CHANNELS; i++) {
+		struct channel *c = &channels[i];
+		if (c->id && c->first && !c->reaped)
+			program_ordinary(c->pid);
+		c->first = false;
+	}
 }
 
 void channels_reap(void)
@@ -126,6 +137,7 @@ static void channel_exec(struct frame *f)
 	}
 	*c = (struct channel){.fd = {-1, -1, -1, -1}, .slot = {-1, -1, -1, -1}, .tty = p.tty, .credit = WINDOW};
 	c->limited = p.limit;
+	c->first = p.first = awake_at;
 	c->pid = program_start(&p, c->fd);
 	c->reaped = c->pid < 0;
 	c->id = f->channel;

@@ -24,7 +24,7 @@
 #include <unistd.h>
 
 #define PORT_NAME "org.corral.guest.0"
-enum { TICK_MS = 500, MAX_ECHO = 64, PRIORITY = 50, FLUSH_MS = 5000 };
+enum { TICK_MS = 500, MAX_ECHO = 64, PRIORITY = 50, FLUSH_MS = 5000, AWAKE_MS = 1000 };
 
 bool pretend;
 static int port = -1, signals = -1;
@@ -32,6 +32,7 @@ static bool is_socket, connected, session, hunting;
 static uint8_t nonce[NONCE_SIZE], instance[NONCE_SIZE];
 static enum { STAY, POWER_OFF, REBOOT } going;
 static int64_t going_since, flush_at; /* flush_at: 0 where there is nothing to be flushed */
+int64_t awake_at;
 
 int64_t now_ms(void)
 {
@@ -83,6 +84,8 @@ static void identity(struct frame *f)
 {
 	static struct text failures;
 	failures.length = 0;
+	if (!pretend)
+		awake_at = now_ms() + AWAKE_MS;
 	if (pretend)
 		add_words(&failures, "only pretending");
 	else if (identity_apply((struct fields){f->payload, f->payload + f->length}, &failures))
@@ -232,6 +235,13 @@ static void take_signals(void)
 	channels_reap();
 }
 
+/* The time until `at`, if it is something and comes before `timeout` (-1: never). */
+static int sooner(int timeout, int64_t at)
+{
+	int64_t left = at - now_ms();
+	return at && (timeout < 0 || left < timeout) ? (left > 0 ? (int)left : 0) : timeout;
+}
+
 static void step(void)
 {
 	static struct pollfd fds[2 + 4 * MAX_CHANNELS];
@@ -241,10 +251,8 @@ static void step(void)
 		timeout = TICK_MS;
 	if (going)
 		timeout = 20;
-	if (flush_at) {
-		int64_t left = flush_at - now_ms();
-		timeout = timeout < 0 || left < timeout ? (left > 0 ? (int)left : 0) : timeout;
-	}
+	timeout = sooner(timeout, flush_at);
+	timeout = sooner(timeout, awake_at);
 	short events = (short)((out_room_control() ? POLLIN : 0) | (out_used() ? POLLOUT : 0));
 	fds[0] = (struct pollfd){.fd = signals, .events = POLLIN};
 	fds[1] = (struct pollfd){.fd = connected ? port : -1, .events = events};
@@ -265,6 +273,10 @@ static void step(void)
 	if (connected)
 		transmit(); /* at once: most of the time it would only be asked to wait for what is there already */
 	again = again && out_room_control();
+	if (awake_at && now_ms() >= awake_at) {
+		awake_at = 0;
+		channels_awake();
+	}
 	if (flush_at && now_ms() >= flush_at) {
 		flush_at = 0;
 		fork_forgotten(identity_flush);

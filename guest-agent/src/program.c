@@ -5,14 +5,17 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <pwd.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
-enum { MAX_STRINGS = 4096 };
+enum { MAX_STRINGS = 4096, FIRST = -15 };
 static char strings[MAX_PAYLOAD], *args[MAX_STRINGS + 1], *envs[MAX_STRINGS + 1];
 
 /* The child's last words: they go to the host as the reason. */
@@ -40,6 +43,24 @@ void child_defaults(void)
 		close(fd);
 	}
 	umask(022);
+}
+
+/* In a guest that has just woken, the program that somebody waits for goes before what else woke up. What it starts in
+ * turn is like anybody (the kernel sees to that), and so is itself after program_ordinary(). */
+static void go_first(pid_t pid)
+{
+	struct sched_param none = {0};
+	if (!syscall(SYS_sched_setscheduler, pid, SCHED_OTHER | SCHED_RESET_ON_FORK, &none))
+		setpriority(PRIO_PROCESS, (id_t)pid, FIRST);
+}
+
+void program_ordinary(pid_t pid)
+{
+	struct sched_param none = {0};
+	if (syscall(SYS_sched_getscheduler, pid) != (SCHED_OTHER | SCHED_RESET_ON_FORK))
+		return; /* it has chosen something of its own */
+	setpriority(PRIO_PROCESS, (id_t)pid, getpriority(PRIO_PROCESS, (id_t)pid) - FIRST);
+	syscall(SYS_sched_setscheduler, pid, SCHED_OTHER, &none);
 }
 
 static void become(const struct program *p, int error_fd, int terminal)
@@ -173,6 +194,8 @@ pid_t program_start(const struct program *p, int fd[ENDS])
 	}
 	if (pid == 0)
 		run_child(p, child, error[1], joined);
+	if (pid > 0 && p->first)
+		go_first(pid);
 	int why = errno;
 	fd[ERR_PIPE] = error[0];
 	if (error[1] >= 0)

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from corral.engine.protocol import Card, Drive, HostForward, Limits, Machine, Sighting, State, Template
-from corral.errors import CorralError, Invalid, NotFound, Refused
+from corral.errors import CorralError, Invalid, NotFound, Refused, Unavailable
 from corral.runtime import Runtime, process
 from tests.contract.test_engine import REAL, FakeHost, Host, RealHost, free_port
 
@@ -275,6 +275,38 @@ async def test_a_warm_machine_is_nobodys_until_it_is_taken(host: Host) -> None:
     await host.restart()
     seen = await host.engine.inspect(wanted.id)
     assert (seen.state, seen.pid, seen.epoch, seen.template) == (State.RUNNING, ready.pid, 7, template.id)
+
+
+async def test_a_warm_machine_that_rehearses_runs_meanwhile_and_stands_still_again(host: Host) -> None:
+    template, _ = await frozen(host, await host.started(cards=(CARD,)))
+    wanted, seen = fork_of(host, template), list[Sighting]()
+
+    async def look() -> None:
+        seen.extend(await host.engine.pool())
+
+    ready = await host.engine.warm(wanted, look)
+    assert [(one.pid, one.state) for one in seen] == [(ready.pid, State.RUNNING)]
+    assert [(one.pid, one.state) for one in await host.engine.pool()] == [(ready.pid, State.CREATED)]
+    assert (await host.engine.inspect(wanted.id)).state is State.ABSENT
+    taken = await host.engine.create(wanted, warm=True)
+    assert (taken.pid, taken.state) == (ready.pid, State.CREATED)
+    await host.engine.resume(wanted.id)
+    assert (await host.engine.inspect(wanted.id)).state is State.RUNNING
+
+
+async def test_a_warm_machine_whose_rehearsal_failed_is_never_taken(host: Host) -> None:
+    template, _ = await frozen(host, await host.started())
+    wanted = fork_of(host, template)
+
+    async def fail() -> None:
+        raise Unavailable("nobody answers", code="unresponsive")
+
+    with pytest.raises(Unavailable):
+        await host.engine.warm(wanted, fail)
+    (left,) = await host.engine.pool()
+    made = await host.engine.create(wanted, warm=True)
+    assert (made.state, made.pid == left.pid) == (State.CREATED, False)
+    assert not lives(host, left)
 
 
 async def test_what_a_warm_machine_cannot_become_is_started_in_its_place(host: Host) -> None:

@@ -207,8 +207,23 @@ def test_launches_that_fit_a_template_are_forked_and_each_is_somebody_of_its_own
         assert person[1] == debian.vm(person[0])["meta"]["id"].replace("-", "")
         assert person[6] in ("running", "degraded")
     assert debian.text("ssh", "second", "--", "hostname; exit 0", timeout=60) == "second\n"
+    asleep_until_asked(debian, "first")
     debian.run("delete", "first", "second", "--force")
     debian.run("template", "delete", "debian-1x384m")
+
+
+def asleep_until_asked(debian: Platform, fork: str) -> None:
+    """In a fork the services of the network are stopped; D-Bus starts them, and they leave its card alone."""
+    units = "systemd-networkd systemd-resolved qemu-guest-agent"
+    active = f"systemctl is-active {units}; exit 0"
+    assert debian.text("exec", fork, "--", "sh", "-c", active).split() == ["inactive"] * 3
+    assert debian.text("exec", "web", "--", "sh", "-c", active).split() == ["active", "active", "inactive"]
+    found = debian.text(
+        "exec", fork, "--", "sh", "-c", "networkctl --no-legend list; resolvectl status >/dev/null; echo $?"
+    )
+    assert ("unmanaged" in found, found.split()[-1]) == (True, "0"), found
+    assert debian.text("exec", fork, "--", "sh", "-c", active).split() == ["active", "active", "inactive"]
+    assert debian.text("exec", fork, "--", "cat", "/etc/resolv.conf") == "nameserver 10.0.2.3\n"
 
 
 def test_a_panic_is_told_by_the_guest_itself(debian: Platform) -> None:

@@ -49,7 +49,7 @@ DAEMON = textwrap.dedent(
         else:
             machine = read(Machine)
             if work == "take":
-                await engine.warm(machine)
+                await engine.warm(machine, lambda: asyncio.sleep(0.1))
             await engine.create(machine, warm=work == "take")
             await engine.resume(machine.id)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -280,7 +280,7 @@ async def test_an_end_in_the_middle_of_a_fork_leaves_template_and_siblings_alone
     assert (await host.engine.inspect(sibling.id)).state is State.RUNNING
 
 
-@pytest.mark.parametrize("point", ["", *ENGINE_POINTS, "engine.fork.loaded", *TAKE_POINTS])
+@pytest.mark.parametrize("point", ["", *ENGINE_POINTS, "engine.fork.loaded", "engine.warm.running", *TAKE_POINTS])
 async def test_a_warm_machine_whose_daemon_dies_is_nobodys_or_the_vms(host: RealHost, point: str) -> None:
     template, _ = await frozen(host, await host.started())
     wanted = fork_of(host, template)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import socket
@@ -14,6 +15,7 @@ import pytest
 
 from corral.errors import CorralError
 from corral.guest.protocol import Command, Identity
+from corral.runtime import process
 from tests.integration.agent_on_host import Agent, built, run, speaking
 
 CONTAIN = ["unshare", "--uts", "--net", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"]
@@ -151,6 +153,29 @@ async def test_what_fails_is_named_and_the_rest_is_done(
         with pytest.raises(CorralError, match="not found"):
             await guest.run(Command(argv=("there-is-nothing-here",)))
     assert (root / "etc/resolv.conf").read_text() == "nameserver 192.0.2.1\n"
+
+
+async def test_a_program_goes_before_what_wakes_with_the_guest_and_a_second_later_is_like_any(agent: Agent) -> None:
+    name = os.urandom(8).hex()
+    waits = Command(argv=("/corral-guest", "--pretend", "--port", f"/{name}"))
+    usual = (os.SCHED_OTHER, 0)
+    first = (os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, -15)  # whatever it starts is like any
+
+    def precedence() -> tuple[int, int]:
+        (pid,) = process.with_arguments(b"--port", f"/{name}".encode())
+        return os.sched_getscheduler(pid), os.getpriority(os.PRIO_PROCESS, pid)
+
+    async with speaking(agent) as guest:
+        before = await guest.run(waits)
+        assert precedence() == usual
+        await before.close()
+        await guest.identify(IDENTITY)
+        after = await guest.run(waits)
+        assert precedence() == first
+        async with asyncio.timeout(10):
+            while precedence() != usual:
+                await asyncio.sleep(0.1)
+        await after.close()
 
 
 async def test_a_directory_that_is_missing_is_said(root: Path, agent: Agent) -> None:

@@ -91,6 +91,36 @@ def test_after_a_fork_another_waits_and_the_next_launch_has_it() -> None:
     on_stage(test, settings=WARM)
 
 
+def test_one_that_waits_has_rehearsed_as_nobody_and_with_its_cables_out() -> None:
+    async def test(stage: Stage) -> None:
+        offer = await in_use(stage)
+        machine = stage.world.machines[offer.machine.id]
+        told = machine.told
+        assert (told.hostname, told.authorized_keys, told.mac) == ("template", b"", offer.machine.mac)  # type: ignore[attr-defined]
+        assert (machine.state, machine.links) == (State.CREATED, {"net0": False})
+        await launch(stage, "second")
+        assert machine.told.seed != told.seed  # type: ignore[attr-defined]
+        assert machine.told.authorized_keys  # type: ignore[attr-defined]
+
+    on_stage(test, settings=WARM)
+
+
+def test_one_whose_rehearsal_fails_is_ended_and_no_launch_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object) -> None:
+        raise Unavailable("nobody answers", code="unresponsive")
+
+    async def test(stage: Stage) -> None:
+        monkeypatch.setattr("corral.agent.templates.pool.rehearse", fail)
+        await stage.done(await order(stage))
+        first = await launch(stage, "first")
+        await asyncio.sleep(5)
+        nothing_left(stage, first.meta.id)
+        assert await ReadyBook(stage.store).all() == []
+        assert start_of(await launch(stage, "second")).how == "fork"
+
+    on_stage(test, settings=WARM)
+
+
 def test_two_launches_never_get_the_same_one() -> None:
     async def test(stage: Stage) -> None:
         await in_use(stage)

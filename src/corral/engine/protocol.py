@@ -7,7 +7,7 @@ Every call has a deadline of its own inside, is idempotent, and touches one mach
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -319,10 +319,13 @@ class Engine(Protocol):
         """
         ...
 
-    async def warm(self, machine: Machine) -> Sighting:
+    async def warm(self, machine: Machine, rehearse: Callable[[], Awaitable[None]] | None = None) -> Sighting:
         """Have a fork with its state loaded, that is nobody's yet: nothing but :meth:`pool` knows of it, and
         :meth:`inspect` calls it absent, until :meth:`create` takes it. It ends with its template, by :meth:`kill` and
         by :meth:`remove`. It has no forwards. Raises what :meth:`create` raises; ``in-use`` when the id is.
+
+        ``rehearse``: called once while its CPUs run, with its cables out; afterwards they stand still. What it raises
+        is passed on, and the machine is no use then.
         """
         ...
 

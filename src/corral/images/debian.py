@@ -40,7 +40,7 @@ MASKED = (
     "sys-kernel-tracing.mount", "proc-sys-fs-binfmt_misc.automount", "getty@tty1.service", "modprobe@drm.service",
     "modprobe@efi_pstore.service", "modprobe@fuse.service", "modprobe@configfs.service", "modprobe@dm_mod.service",
     "modprobe@loop.service", "apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_all.timer", "fstrim.timer",
-    "dpkg-db-backup.timer",
+    "dpkg-db-backup.timer", "systemd-tmpfiles-clean.timer",
 )  # fmt: skip
 """Units that a virtual machine does not need; each costs 0.1 to 0.6 s of a boot under software emulation."""
 _DPKG = (
@@ -134,12 +134,15 @@ def _overlay(ingredients: Ingredients, modules: Modules) -> Tree:
         tree.link(f"{units}/{target}.wants/{unit}", f"../{unit}")
     networkd = "systemd-networkd.service"
     tree.link(f"{units}/multi-user.target.wants/{networkd}", f"/usr/lib/systemd/system/{networkd}")
+    # D-Bus starts it for whoever asks for it: in a template it is stopped (:mod:`corral.agent.templates.scripts`).
+    tree.link(f"{units}/dbus-org.freedesktop.network1.service", f"/usr/lib/systemd/system/{networkd}")
     # sshd is started by the first connection: a guest that nobody logs in to never loads it, and no fork has one that
     # must be told to forget its template's key.
     tree.link(f"{units}/sockets.target.wants/ssh.socket", "/usr/lib/systemd/system/ssh.socket")
     for unit in MASKED:
         tree.link(f"{units}/{unit}", "/dev/null")
     tree.file(f"{units}/serial-getty@ttyS0.service.d/corral.conf", inside / "autologin.conf")
+    tree.file(f"{units}/qemu-guest-agent.service.d/corral.conf", inside / "qemu-guest-agent.conf")
     tree.file("etc/systemd/network/80-corral.network", inside / "corral.network")
     tree.file("etc/ssh/sshd_config.d/corral.conf", inside / "sshd.conf")
     tree.file("etc/systemd/resolved.conf.d/corral.conf", "[Resolve]\nLLMNR=no\nMulticastDNS=no\n")

@@ -44,7 +44,7 @@ FREEZE_POINTS = (
 )
 FORK_POINTS = ("engine.fork.loaded", "engine.fork.unplugged", "fork.disk", "fork.identified", "fork.linked")
 TAKE_POINTS = ("engine.take.given", "engine.take.recorded")
-WARM_POINTS = ("warm.noted", "warm.made", "warm.offered", "warm.withdrawn", "warm.ending")
+WARM_POINTS = ("warm.noted", "engine.warm.running", "warm.made", "warm.offered", "warm.withdrawn", "warm.ending")
 ABANDON_POINTS = ("abandoned.found", "abandoned.recorded")
 MEMORY_POINTS = ("memory.ballooned",)
 ALL_POINTS = (

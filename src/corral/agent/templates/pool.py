@@ -1,4 +1,5 @@
-"""Forks that are made ahead: loaded, never run, nobody's; a launch that fits gets one instead of having one made.
+"""Forks that are made ahead: loaded, rehearsed (:mod:`corral.agent.templates.rehearsal`), made to stand still, nobody's;
+a launch that fits gets one instead of having one made.
 
 A VM gets its machine by getting its id: the transaction that creates the VM under the id of a ready machine removes the
 key that says the machine is nobody's (:mod:`corral.store.ready`). So process, directory, disk, control groups, uuid and
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -25,6 +27,7 @@ from corral.agent.picture import Picture
 from corral.agent.ports import BootFiles, Joined
 from corral.agent.settings import Settings
 from corral.agent.templates.boot import HOSTNAME, clear, pretended
+from corral.agent.templates.rehearsal import rehearse
 from corral.agent.templates.stock import TemplateStock
 from corral.agent.turns import Turns
 from corral.engine.protocol import Engine, Machine, State
@@ -284,8 +287,12 @@ class WarmPool:
         await self._book.begin(kind, one)
         try:
             await self._rt.faults.at("warm.noted")
-            seen = await self._engine.warm(await self._prepare(template, one))
             key = await self._joined.host_key()
+            vm = pretended(template, one.id, (Nic(mac=one.mac),) if one.mac else ())
+            channels = self._engine.channels(one.id)
+            seen = await self._engine.warm(
+                await self._prepare(template, vm), partial(rehearse, self._joined, channels, self._rt, vm, key)
+            )
             await self._rt.faults.at("warm.made")
         except (CorralError, OSError) as error:
             log.warning("none could be made ahead", template=template.meta.name, error=str(error))
@@ -300,15 +307,15 @@ class WarmPool:
         demand.making_s = (demand.making_s + self._rt.clock.monotonic() - began) / 2
         await self._rt.faults.at("warm.offered")
 
-    async def _prepare(self, template: Template, one: Ready) -> Machine:
+    async def _prepare(self, template: Template, vm: Vm) -> Machine:
         """Its files and groups are there; the machine as a launch will want it, without what is not known yet."""
-        id, disks, files = one.id, self._joined.disks, self._files(template)
+        id, disks, files = vm.meta.id, self._joined.disks, self._files(template)
         if files is None:
             raise Refused("its image is gone", code="failed")
         seed = None
         if wants_root(files):
             chain = next(
-                drive.chain for drive in self._stock.usable(one.template).machine.drives if drive.name == "root"
+                drive.chain for drive in self._stock.usable(template.meta.id).machine.drives if drive.name == "root"
             )
             await disks.ensure_fork(id, [layer.path for layer in chain if layer.path != files.disk], None)
         if wants_seed(files):
@@ -316,7 +323,6 @@ class WarmPool:
         joins = self._joined.groups.prepare(id)
         overhead = self._registration.overhead
         self._joined.groups.memory_limit(id, memory_net(template.spec.memory, overhead, forked=True))
-        vm = pretended(template, id, (Nic(mac=one.mac),) if one.mac else ())
         machine = machine_of(
             vm, files, root=disks.layers(id), seed=seed, ports=(), joins=joins, template=template.meta.id
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 from corral.engine.fake.machine import FakeMachine
 from corral.engine.fake.world import FakeWorld
@@ -111,7 +111,7 @@ class FakeEngine:
     async def _take(self, warm: FakeMachine, wanted: Machine) -> bool:
         self._world.check_ports(wanted)
         self._world.templates.fit(wanted)
-        if not serves(warm.machine, wanted) or not warm.alive or warm.hung:
+        if not serves(warm.machine, wanted) or not warm.alive or warm.hung or warm.state is not State.CREATED:
             return False
         await self._rt.faults.at("engine.take.given")
         warm.machine, warm.limits = wanted, {drive.name: drive.limits for drive in wanted.drives}
@@ -119,7 +119,7 @@ class FakeEngine:
         await self._rt.faults.at("engine.take.recorded")
         return True
 
-    async def warm(self, machine: Machine) -> Sighting:
+    async def warm(self, machine: Machine, rehearse: Callable[[], Awaitable[None]] | None = None) -> Sighting:
         check(machine)
         if machine.template is None or any(card.forwards for card in machine.cards):
             raise Refused("only a fork without ports can be made ahead", code="unsupported")
@@ -127,9 +127,17 @@ class FakeEngine:
             known = self._world.machines.get(machine.id)
             if known is None:
                 await self._start(machine, warm=True)
+                if rehearse is not None:
+                    await self._rehearse(self._world.machines[machine.id], rehearse)
             elif not (known.alive and known.warm):
                 raise Refused(f"there is a machine {machine.id} already", code="in-use")
             return await self._look(machine.id, self._world.machines[machine.id])
+
+    async def _rehearse(self, made: FakeMachine, rehearse: Callable[[], Awaitable[None]]) -> None:
+        self._world.run(made)
+        await self._rt.faults.at("engine.warm.running")
+        await rehearse()
+        made.state = State.CREATED
 
     async def pool(self) -> list[Sighting]:
         warm = [(id, machine) for id, machine in sorted(self._world.machines.items()) if machine.warm]

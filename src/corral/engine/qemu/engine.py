@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -140,7 +140,7 @@ class QemuEngine:
             await self._templates.fitting(machine)
         return known.alive and await take(known, machine, self._rt)
 
-    async def warm(self, machine: Machine) -> Sighting:
+    async def warm(self, machine: Machine, rehearse: Callable[[], Awaitable[None]] | None = None) -> Sighting:
         check(machine)
         if machine.template is None or any(card.forwards for card in machine.cards):
             raise Refused("only a fork without ports can be made ahead", code="unsupported")
@@ -152,10 +152,19 @@ class QemuEngine:
                 made = self._machines[machine.id]
                 await self._unplug(made)
                 made.save(unplugged=True)
+                if rehearse is not None:
+                    await self._rehearse(made, rehearse)
                 return seen
             if not (known.alive and known.record.warm):
                 raise Refused(f"there is a machine {machine.id} already", code="in-use")
             return await known.sight()
+
+    async def _rehearse(self, made: QemuMachine, rehearse: Callable[[], Awaitable[None]]) -> None:
+        """Let it run for a moment. One that is found running was left in the middle of that, and is not taken."""
+        await made.command(Verb.CONTINUE)
+        await self._rt.faults.at("engine.warm.running")
+        await rehearse()
+        await made.command(Verb.STOP)
 
     async def pool(self) -> list[Sighting]:
         found = [await self._find(path.parent.name) for path in self._root.glob("*/run")]
