@@ -27,7 +27,8 @@ REST = """
 # What only looks after the network has nothing to do in a fork, and would wake in each at the change of clock, name and
 # MAC, for a quarter of what the fork costs. Only where D-Bus starts it again for whoever asks.
 for name in network resolve; do
-  unit=$(readlink -f /etc/systemd/system/dbus-org.freedesktop.${name}1.service 2>/dev/null) && [ -f "$unit" ] || continue
+  unit=$(readlink -f /etc/systemd/system/dbus-org.freedesktop.${name}1.service 2>/dev/null)
+  [ -f "$unit" ] || continue
   unit=${unit##*/}
   systemctl stop "${unit%.service}.socket" "$unit" >/dev/null 2>&1
 done

@@ -1,8 +1,8 @@
 """Making a warm machine a VM's: what is the VM's own is given to the process, and then its record says whose it is.
 
 The record is replaced in one step, and last. Before, it is nobody's: whoever comes after a kill finds a warm machine,
-which is ended if it is not wanted or will not do. Afterwards it is the VM's, complete. At most it has rehearsed in either
-case, so nothing is lost with it but the time that it took to make.
+which is ended if it is not wanted or will not do. Afterwards it is the VM's, complete. It has rehearsed at most, in
+either case, so nothing is lost with it but the time that it took to make.
 """
 
 from __future__ import annotations
