@@ -1,5 +1,5 @@
-"""Forks that are made ahead: loaded, rehearsed (:mod:`corral.agent.templates.rehearsal`), paused, nobody's; a launch that
-fits gets one instead of having one made.
+"""Forks that are made ahead: loaded, rehearsed (:mod:`corral.agent.templates.rehearsal`), nobody's; a launch that fits
+gets one instead of having one made.
 
 A VM gets its machine by getting its id: the transaction that creates the VM under the id of a ready machine removes the
 key that says the machine is nobody's (:mod:`corral.store.ready`). So process, directory, disk, control groups, uuid and
