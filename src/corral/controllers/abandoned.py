@@ -12,9 +12,10 @@ from typing import Any, cast
 import msgspec
 import structlog
 
-from corral.errors import CorralError, NotFound, Unavailable
+from corral.controllers.follow import follow
+from corral.errors import CorralError, NotFound
 from corral.model import Event, EventSpec, Meta, Vm
-from corral.runtime import KeyedQueue, Runtime, Supervisor
+from corral.runtime import KeyedQueue, Runtime
 from corral.store.holds import PREFIX, held_by
 from corral.store.objects import Create, Objects, Update
 from corral.store.protocol import Change
@@ -38,17 +39,7 @@ class Abandoned:
 
     async def run(self) -> None:
         """Collect until cancelled."""
-        supervisor = Supervisor(self._rt.clock)
-        supervisor.start("abandoned-queue", self._queue.run)
-        try:
-            while True:
-                try:
-                    await self._follow(await self._read())
-                except Unavailable as error:
-                    log.warning("the records are read again", error=error.message)
-                await self._rt.clock.sleep(0.5)
-        finally:
-            await supervisor.close()
+        await follow("abandoned", self._queue, self._rt, self._read, self._follow)
 
     async def _read(self) -> int:
         holds = await self._objects.store.range(PREFIX)

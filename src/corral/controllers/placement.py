@@ -13,9 +13,10 @@ from contextlib import aclosing
 import msgspec
 import structlog
 
-from corral.errors import NotFound, Refused, Unavailable
+from corral.controllers.follow import follow
+from corral.errors import NotFound, Refused
 from corral.model import Host, Image, ImagePhase, Phase, Power, Task, TaskState, Template, Vm, Volume
-from corral.runtime import KeyedQueue, Runtime, Supervisor
+from corral.runtime import KeyedQueue, Runtime
 from corral.scheduler.place import Room, choose, need_of, rooms, sentence
 from corral.store.objects import ObjectChange, Objects, Remove, Update, Write
 
@@ -40,17 +41,7 @@ class Placement:
 
     async def run(self) -> None:
         """Place until cancelled."""
-        supervisor = Supervisor(self._rt.clock)
-        supervisor.start("placement-queue", self._queue.run)
-        try:
-            while True:
-                try:
-                    await self._follow(await self._read())
-                except Unavailable as error:
-                    log.warning("the records are read again", error=error.message)
-                await self._rt.clock.sleep(0.5)
-        finally:
-            await supervisor.close()
+        await follow("placement", self._queue, self._rt, self._read, self._follow)
 
     async def _read(self) -> int:
         hosts, images = await self._objects.list(Host), await self._objects.list(Image)
