@@ -11,6 +11,7 @@ from contextlib import aclosing, suppress
 
 import structlog
 
+from corral.agent.ends import Ends
 from corral.agent.enforcement import enforcement
 from corral.agent.events import EventLog
 from corral.agent.gate import Entrance
@@ -92,13 +93,14 @@ class Agent:
             engine, joined, rt, picture=self.picture, events=self.events, keys=lambda vm: keys_of(vm, ssh_key)
         )
         self.steps = Steps(
-            engine, joined, objects, rt, self.settings, guests=self.guests, book=self.book, records=self.records,
+            engine, joined, objects, rt, guests=self.guests, book=self.book, records=self.records,
             picture=self.picture, stock=self.stock, pool=self.pool, welcome=welcome, ssh_key=ssh_key,
         )  # fmt: skip
+        ends = Ends(rt, self.settings, book=self.book, records=self.records)
         handler = VmHandler(
             objects, engine, rt, self.settings, picture=self.picture, guests=self.guests, book=self.book,
-            records=self.records, steps=self.steps, events=self.events, entrance=self.entrance, turns=self.turns,
-            registration=self.registration, poke=self._poke,
+            records=self.records, steps=self.steps, ends=ends, events=self.events, entrance=self.entrance,
+            turns=self.turns, registration=self.registration, poke=self._poke,
         )  # fmt: skip
         self.queue = KeyedQueue(rt.clock, handler.handle, workers=self.settings.workers, on_error=self._failed)
         self.cpu = CpuGrants(

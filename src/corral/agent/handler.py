@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from corral.agent.ends import OFF_FIELDS, Ends
 from corral.agent.events import EventLog
 from corral.agent.gate import Entrance
 from corral.agent.guests import Guests
@@ -20,7 +21,7 @@ from corral.agent.progress import TaskBook
 from corral.agent.reconcile import OFF_STATES, Decision, Do, Gate, Seen, decide
 from corral.agent.records import NotRecorded, VmRecords
 from corral.agent.settings import Settings
-from corral.agent.steps import OFF_FIELDS, Steps
+from corral.agent.steps import Steps
 from corral.agent.turns import Turns
 from corral.engine.protocol import Engine, Sighting, State
 from corral.errors import CorralError, NotFound, Refused
@@ -42,12 +43,12 @@ class VmHandler:
 
     def __init__(
         self, objects: Objects, engine: Engine, rt: Runtime, settings: Settings,
-        *, picture: Picture, guests: Guests, book: TaskBook, records: VmRecords, steps: Steps, events: EventLog,
-        entrance: Entrance, turns: Turns, registration: Registration, poke: Callable[[str], None],
+        *, picture: Picture, guests: Guests, book: TaskBook, records: VmRecords, steps: Steps, ends: Ends,
+        events: EventLog, entrance: Entrance, turns: Turns, registration: Registration, poke: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._objects, self._engine, self._rt, self._settings = objects, engine, rt, settings
         self._picture, self._guests, self._book, self._records = picture, guests, book, records
-        self._steps, self._events, self._entrance = steps, events, entrance
+        self._steps, self._ends, self._events, self._entrance = steps, ends, events, entrance
         self._turns, self._registration, self._poke = turns, registration, poke
         self._crowd: dict[str, None] = {}  # VMs that wait for memory, in the order in which they came
 
@@ -168,14 +169,14 @@ class VmHandler:
             elif do is Do.TEARDOWN:
                 await self._steps.teardown(vm)
             else:
-                await self._steps.end(vm, seen, decision)
+                await self._ends.unasked(vm, seen, decision)
         except CorralError as error:
             blameless = error.code == "stale" or isinstance(error, NotRecorded)
             if do is not Do.START or blameless or vm.meta.id not in self._picture.vms:
                 raise
             log.warning("a VM could not be started", vm=vm.meta.name, error=error.message)
             self._turns.give(vm.meta.id)
-            await self._steps.failed(self._picture.vms.get(vm.meta.id, vm), error)
+            await self._ends.failed(self._picture.vms.get(vm.meta.id, vm), error)
         finally:
             if do in (Do.END, Do.KILL, Do.FORGET, Do.TEARDOWN):
                 self._turns.give(vm.meta.id)

@@ -27,7 +27,7 @@ from corral.agent.verdict import Verdict
 from corral.errors import CorralError, NotFound, Refused
 from corral.model import Image, ImagePhase, ImageStatus, TaskState, TemplatePhase
 from corral.runtime import KeyedQueue, Runtime
-from corral.store.objects import Objects, Remove
+from corral.store.objects import Objects
 
 log = structlog.get_logger("images")
 
@@ -329,13 +329,8 @@ class ImageJobs:
         id = image.meta.id
         await self._cancel(id)
         await self._remove_files(id, image.status.digest)
-        try:
-            await self._book.finish_with(id, Remove(await self._objects.get(Image, id)), [])
-        except Refused as error:
-            if error.code == "stale":
-                return 0.1
-            if not isinstance(error, NotFound):
-                raise
+        if not await self._book.remove(Image, id):
+            return 0.1
         self._picture.bury(id)
         return None
 

@@ -15,7 +15,7 @@ import structlog
 
 from corral.agent.verdict import Verdict, begun, finished, judge, too_late
 from corral.errors import CorralError, NotFound, Refused, to_problem
-from corral.model import Task, TaskState, TaskStatus, Vm
+from corral.model import Resource, Task, TaskState, TaskStatus, Vm
 from corral.runtime import Runtime
 from corral.store.objects import Objects, Remove, Update, Write
 
@@ -174,6 +174,18 @@ class TaskBook:
         await self._objects.commit(writes)
         for task in tasks:
             self.drop(task.meta.id)
+
+    async def remove(self, cls: type[Resource], id: str) -> bool:
+        """Remove the record of what was asked to go, as :meth:`finish_with`. False: it has changed, look again."""
+        try:
+            await self.finish_with(id, Remove(await self._objects.get(cls, id)), [])
+        except NotFound:
+            return True
+        except Refused as error:
+            if error.code != "stale":
+                raise
+            return False
+        return True
 
     def _told(self, task: Task) -> Task:
         status = self._steps.get(task.meta.id)

@@ -14,48 +14,40 @@ from typing import Any
 import msgspec
 
 from corral.agent import forwards
-from corral.agent.failure import TABLE, Cause, Policy
+from corral.agent.groups import disband
 from corral.agent.guests import Guests
 from corral.agent.machine import has_ssh, hostname_of, machine_of, memory_net, wants_root, wants_seed
 from corral.agent.picture import Memory, Picture
 from corral.agent.ports import BootFiles, Joined
 from corral.agent.progress import TaskBook
-from corral.agent.reconcile import Decision, Seen
 from corral.agent.records import VmRecords
-from corral.agent.settings import Settings
 from corral.agent.templates.choose import Choice, first_start
 from corral.agent.templates.pool import WarmPool
 from corral.agent.templates.stock import TemplateStock
 from corral.agent.templates.welcome import Welcome
 from corral.engine.protocol import Engine, State
-from corral.errors import CorralError, NotFound, Refused, to_problem
+from corral.errors import CorralError, NotFound, Refused
 from corral.guest.protocol import Identity
-from corral.model import Phase, Power, Vm, Volume
+from corral.model import Phase, Vm, Volume
 from corral.model.vm import Start, start_of
 from corral.runtime import Runtime
-from corral.scheduler.restart import Follow, after_end
 from corral.storage.seed import Seed
 from corral.store.objects import Objects, Remove
-from corral.units import format_duration
-
-OFF_FIELDS: dict[str, Any] = {"pid": None, "memory": None, "started_at": None, "addresses": (), "guest": ""}
-"""What the status says of a VM that has no process."""
 
 PORT_ROUNDS = 3
 REMOVE_ROUNDS = 10
-GROUP_ROUNDS = 50
 
 
 class Steps:
     """The things that can be done. ``ssh_key``: Corral's own public key, put into every guest."""
 
     def __init__(
-        self, engine: Engine, joined: Joined, objects: Objects, rt: Runtime, settings: Settings,
+        self, engine: Engine, joined: Joined, objects: Objects, rt: Runtime,
         *, guests: Guests, book: TaskBook, records: VmRecords, picture: Picture, stock: TemplateStock,
         pool: WarmPool, welcome: Welcome, ssh_key: str,
     ) -> None:  # fmt: skip
         self._stock, self._pool, self._welcome = stock, pool, welcome
-        self._engine, self._joined, self._objects, self._rt, self._settings = engine, joined, objects, rt, settings
+        self._engine, self._joined, self._objects, self._rt = engine, joined, objects, rt
         self._guests, self._book, self._records, self._picture = guests, book, records, picture
         self._ssh_key = ssh_key
 
@@ -273,7 +265,7 @@ class Steps:
         id = vm.meta.id
         await self._leave(id)
         await self._engine.remove(id)
-        await self._disband(id)
+        await disband(self._joined.groups, id, self._rt)
         self._picture.memory[id] = Memory()
         return vm
 
@@ -281,24 +273,13 @@ class Steps:
         await self._guests.drop(id)
         await self._joined.consoles.detach(id)
 
-    async def _disband(self, id: str) -> None:
-        """Remove its control groups. The kernel lets go of a process a moment after it has ended."""
-        for last in range(GROUP_ROUNDS, 0, -1):
-            try:
-                self._joined.groups.remove(id)
-                return
-            except Refused:
-                if last == 1:
-                    raise
-                await self._rt.clock.sleep(0.02)
-
     async def teardown(self, vm: Vm) -> None:
         """Everything the VM owned, the record last: whatever is left after a kill is found again through it."""
         id = vm.meta.id
         self._book.step(id, "delete")
         await self._leave(id)
         await self._engine.remove(id)
-        await self._disband(id)
+        await disband(self._joined.groups, id, self._rt)
         await self._rt.faults.at("delete.removed")
         await self._joined.disks.remove(id)
         await self._rt.faults.at("delete.volume")
@@ -340,12 +321,6 @@ class Steps:
         except NotFound:
             return  # deleted meanwhile
 
-    async def end(self, vm: Vm, seen: Seen, decision: Decision) -> Vm:
-        """It ended unasked. Written down before its trace is removed, so that it is counted once and never lost."""
-        written = await self._follow(vm, decision.reason, Cause(decision.cause), ran_s=self._ran(vm, seen))
-        await self._rt.faults.at("end.recorded")
-        return written
-
     def starved(self, id: str) -> bool:
         """It stands still because its control group is at its limit of memory."""
         return self._joined.groups.starved(id)
@@ -354,54 +329,7 @@ class Steps:
         """The kernel ended a process of it for memory. Its groups count that until they are removed with its trace."""
         return self._joined.groups.ooms(id) > 0
 
-    async def failed(self, vm: Vm, error: CorralError) -> Vm:
-        """It could not be started: given up at once where repeating cannot help, else by the restart policy."""
-        details = {**vm.status.details, "problem": to_problem(error)}
-        if isinstance(error, Refused):
-            reason = error.message + (f" ({error.hint})" if error.hint else "")
-            return await self._records.write(
-                vm, phase=Phase.ERROR, reason=reason, cause=Cause.START_FAILED, details=details,
-                observed=vm.meta.generation, **OFF_FIELDS,
-            )  # fmt: skip
-        return await self._follow(vm, error.message, Cause.START_FAILED, ran_s=None, details=details)
-
-    async def _follow(self, vm: Vm, why: str, cause: Cause, *, ran_s: float | None, **also: Any) -> Vm:
-        policy, patience = TABLE[cause].policy, self._settings.patience
-        outcome = after_end(
-            vm.spec.restart, clean=policy is Policy.STOP, blameless=policy is Policy.AT_ONCE,
-            failures=vm.status.failures, ran_s=ran_s, patience=patience,
-        )  # fmt: skip
-        fields: dict[str, Any] = {
-            **OFF_FIELDS, "cause": cause, "failures": outcome.failures, "observed": vm.meta.generation, **also,
-        }  # fmt: skip
-        if outcome.follow is Follow.STOPPED:
-            fields |= {"phase": Phase.STOPPED, "reason": why, "retry_at": None}
-            written = await self._records.write(vm, power=Power.STOPPED, **fields)
-            await self._book.fail(vm.meta.id, CorralError(why), but=("stop", "delete"))
-            return written
-        if outcome.follow is Follow.ERROR:
-            poison = outcome.failures >= patience.poison
-            often = f"; {patience.poison} failures in a row, start it to try again" if poison else ""
-            fields |= {"phase": Phase.ERROR, "reason": why + often, "retry_at": None}
-            return await self._records.write(vm, **fields)
-        fields |= {
-            "phase": Phase.PENDING,
-            "reason": f"{why}; starts again {_after(outcome.delay_s)}",
-            "retry_at": self._rt.clock.now() + outcome.delay_s,
-        }
-        return await self._records.write(vm, **fields)
-
-    def _ran(self, vm: Vm, seen: Seen) -> float | None:
-        if seen.running_s is not None:
-            return seen.running_s
-        # Adopted: only the record knows. A wall clock that jumped makes this wrong by the jump, once.
-        return None if vm.status.started_at is None else max(0.0, self._rt.clock.now() - vm.status.started_at)
-
 
 def keys_of(vm: Vm, ssh_key: str) -> tuple[str, ...]:
     """Who may log in to a VM: its owner's keys, and Corral's own."""
     return (*vm.spec.ssh_keys, *((ssh_key,) if ssh_key else ()))
-
-
-def _after(delay_s: float) -> str:
-    return f"{format_duration(delay_s)} after that" if delay_s else "at once"

@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 
 import structlog
 
+from corral.agent.groups import disband
 from corral.agent.machine import machine_of, wants_root, wants_seed
 from corral.agent.picture import boot_id
 from corral.agent.ports import BootFiles, Joined
@@ -22,7 +23,7 @@ from corral.agent.templates.scripts import SETTLE, run
 from corral.agent.templates.welcome import DNS
 from corral.engine.protocol import Drive, Engine, Machine, State
 from corral.engine.protocol import Template as Frozen
-from corral.errors import CorralError, Refused, TimedOut
+from corral.errors import CorralError, TimedOut
 from corral.guest.protocol import Guest, Identity
 from corral.model import Cpu, Disk, Memory, Meta, Nic, Template, Vm, VmSpec
 from corral.runtime import Runtime, deadline
@@ -37,7 +38,6 @@ SETTLE_S = 180.0
 READY_EVERY_S = 0.5
 REST_S = 2.0
 """What was started last has printed its last line and closed its files by then; forks would all repeat the rest."""
-GROUP_ROUNDS = 50
 TALKS = 3
 """Times that a guest is asked, before it is given up."""
 
@@ -200,14 +200,7 @@ async def clear(engine: Engine, joined: Joined, rt: Runtime, id: str) -> None:
     """Have nothing left of a machine that no VM is."""
     await engine.kill(id)
     await engine.remove(id)
-    for last in range(GROUP_ROUNDS, 0, -1):
-        try:
-            joined.groups.remove(id)
-            break
-        except Refused:  # the kernel lets go of a process a moment after it has ended
-            if last == 1:
-                raise
-            await rt.clock.sleep(0.02)
+    await disband(joined.groups, id, rt)
     await joined.disks.remove(id)
 
 

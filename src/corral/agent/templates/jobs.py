@@ -25,13 +25,13 @@ from corral.agent.turns import Turns
 from corral.agent.verdict import Verdict
 from corral.engine.protocol import Engine, State
 from corral.engine.protocol import Template as Frozen
-from corral.errors import Bug, CorralError, NotFound, Refused
+from corral.errors import Bug, CorralError, Refused
 from corral.governor.protocol import VmPlan
 from corral.model import Phase, TaskState, Template, TemplatePhase
 from corral.model.template import making_takes
 from corral.model.vm import Memory, start_of
 from corral.runtime import KeyedQueue, Runtime
-from corral.store.objects import Objects, Remove
+from corral.store.objects import Objects
 from corral.units import format_size
 
 log = structlog.get_logger("templates")
@@ -364,13 +364,8 @@ class TemplateJobs:
             return LOOK_S
         self._stock.drop(id)
         await self._rt.faults.at("template.discarded")
-        try:
-            await self._book.finish_with(id, Remove(await self._objects.get(Template, id)), [])
-        except Refused as error:
-            if error.code == "stale":
-                return 0.1
-            if not isinstance(error, NotFound):
-                raise
+        if not await self._book.remove(Template, id):
+            return 0.1
         self._picture.bury(id)
         return None
 
