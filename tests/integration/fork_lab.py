@@ -1,4 +1,4 @@
-"""Guests on a bare engine, without a daemon: booted, frozen, forked. For the tests and the benchmark of forks."""
+"""Guests on a bare engine, without a daemon: booted, frozen, forked. For the tests of forks."""
 
 from __future__ import annotations
 

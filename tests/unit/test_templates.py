@@ -9,13 +9,17 @@ from typing import Any
 import msgspec
 import pytest
 
+from corral.agent.grants.absent import NoGovernor
+from corral.agent.grants.cpu import ARRIVING_S
 from corral.agent.settings import Settings
 from corral.engine.fake import FakeEngine
 from corral.engine.protocol import Drive
 from corral.engine.protocol import Template as Frozen
 from corral.errors import CorralError, NotFound
+from corral.governor.protocol import Plan
 from corral.guest.fake import FakeGuest
 from corral.guest.protocol import Identity
+from corral.host.cgroup.none import NoGroups
 from corral.model import Image, Memory, Meta, Task, TaskState, Template, TemplateSpec
 from corral.model.vm import start_of
 from corral.store.objects import Create
@@ -366,6 +370,58 @@ def test_a_guest_that_does_not_take_its_identity_stays_unplugged_and_says_so() -
         assert stage.world.machines[vm_id()].links == {"net0": False}
         await stage.phase("running")
         assert stage.world.machines[vm_id()].links == {"net0": True}
+
+    on_stage(test)
+
+
+class Told(NoGovernor):
+    """A governor that keeps what it is told: whom it weighs, and since when."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage, self.since = stage, dict[str, float]()
+
+    def follow(self, plan: Plan) -> None:
+        for vm in plan.vms:
+            self.since.setdefault(vm.id, self.stage.rt.clock.monotonic())
+
+
+class Weighed(NoGroups):
+    """Control groups that keep the weights they are given."""
+
+    def __init__(self) -> None:
+        super().__init__("a test")
+        self.weights: dict[str, float] = {}
+
+    def weight(self, id: str, cores: float) -> None:
+        self.weights[id] = cores
+
+
+def test_a_fork_weighs_a_core_until_it_is_somebody_and_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(self: FakeGuest, identity: Identity, timeout: float = 5.0) -> None:
+        raise CorralError("the guest failed at taking its identity: machine-id", code="guest")
+
+    async def test(stage: Stage) -> None:
+        await stage.done(await order(stage))
+        await stage.stop()
+        stage.groups, stage.governing = groups, governing = Weighed(), Told(stage)
+        await stage.start()
+        await stage.launch("cold", cold=True)
+        await stage.phase("running", "cold")
+        assert groups.weights == {}, "one that boots is weighed like any other from its start"
+        monkeypatch.setattr(FakeGuest, "identify", refuse)
+        began = stage.rt.clock.monotonic()
+        await stage.launch("never")
+        await asyncio.sleep(3)
+        assert groups.weights == {vm_id("never"): 1.0}
+        assert vm_id("never") not in governing.since
+        await asyncio.sleep(10)
+        assert ARRIVING_S <= governing.since[vm_id("never")] - began <= ARRIVING_S + 3
+        monkeypatch.undo()
+        began = stage.rt.clock.monotonic()
+        await stage.launch("soon")
+        await stage.phase("running", "soon")
+        await asyncio.sleep(1.5)
+        assert governing.since[vm_id("soon")] - began <= 2.5
 
     on_stage(test)
 

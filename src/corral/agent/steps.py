@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from corral.agent import forwards
+from corral.agent.grants.cpu import ARRIVING_CORES
 from corral.agent.groups import disband
 from corral.agent.guests import Guests
 from corral.agent.machine import has_ssh, hostname_of, machine_of, memory_net, wants_root, wants_seed
@@ -83,6 +84,8 @@ class Steps:
         self._mark(vm, "disk")
         self._book.step(id, "start", told)
         joins = self._joined.groups.prepare(id)
+        if choice.template is not None:  # until it is somebody; then the governor weighs it (see grants/cpu.py)
+            self._joined.groups.weight(id, ARRIVING_CORES)
         overhead = (await self._engine.probe()).overhead
         net = memory_net(vm.spec.memory.size, overhead, forked=choice.template is not None)
         self._joined.groups.memory_limit(id, net)  # before there is a process, so that all of its memory is counted

@@ -12,12 +12,18 @@ from corral.engine.protocol import Engine
 from corral.errors import CorralError
 from corral.governor.protocol import Plan, ProjectPlan, VmPlan
 from corral.model import Phase, Project, Vm
+from corral.model.vm import start_of
 from corral.runtime import Runtime
 from corral.store.objects import Objects
 
 EVERY_S = 1.0
 WITH_CPUS = (Phase.STARTING, Phase.RUNNING, Phase.PAUSED, Phase.STOPPING)
 """Phases in which a VM's threads are worth looking at; one that does not answer keeps what it was known to have."""
+ARRIVING_CORES = 1.0
+"""A fork weighs as much as a VM that is entitled to so many cores, until it is somebody: it has a fraction of a second
+of work to do; where a hundred that came before it are still busy, its own share would make tens of seconds of that."""
+ARRIVING_S = 5.0
+"""At most so long after it was seen first: one that takes longer has what it is entitled to."""
 
 
 class CpuGrants:
@@ -31,6 +37,7 @@ class CpuGrants:
         self._objects, self._engine, self._picture = objects, engine, picture
         self._registration, self._governing, self._rt = registration, governing, rt
         self._threads: dict[tuple[str, int], tuple[int, ...]] = {}
+        self._arrived: dict[str, float] = {}
 
     async def run(self) -> None:
         """Keep the governor told, until cancelled."""
@@ -46,6 +53,8 @@ class CpuGrants:
         """The plan as of now."""
         here = [vm for id in sorted(self._picture.alive) if (vm := self._picture.vms.get(id)) is not None]
         here = [vm for vm in here if vm.status.host == self._registration.name and vm.status.pid is not None]
+        self._arrived = {vm.meta.id: at for vm in here if (at := self._arrived.get(vm.meta.id)) is not None}
+        here = [vm for vm in here if not self._arriving(vm)]
         self._threads = {key: value for key, value in self._threads.items() if key in {_key(vm) for vm in here}}
         await asyncio.gather(*(self._find(vm) for vm in here))
         vms = tuple(_vm_plan(vm, self._threads[_key(vm)]) for vm in here if self._threads.get(_key(vm)))
@@ -53,6 +62,13 @@ class CpuGrants:
         names = {vm.project for vm in vms}
         projects = (await self._objects.list(Project)).items if names else []
         return Plan(vms=vms, projects=tuple(_project_plan(one) for one in projects if one.meta.name in names))
+
+    def _arriving(self, vm: Vm) -> bool:
+        """It is a fork that is not somebody yet, and keeps the weight it was given when it was made."""
+        start, id, now = start_of(vm), vm.meta.id, self._rt.clock.monotonic()
+        if vm.status.phase is not Phase.STARTING or start.how != "fork" or start.done:
+            return False
+        return now - self._arrived.setdefault(id, now) < ARRIVING_S
 
     async def _find(self, vm: Vm) -> None:
         """Ask once for a process's threads: they stay the same as long as it lives."""
