@@ -204,6 +204,18 @@ def test_after_some_time_without_a_launch_none_waits() -> None:
     on_stage(test, settings=WARM)
 
 
+def test_after_a_restart_of_the_daemon_one_is_made_and_counted_at_once() -> None:
+    async def test(stage: Stage) -> None:
+        await in_use(stage)
+        await stage.stop()
+        await stage.start()
+        await offers(stage, 1, limit=1.5)
+        await asyncio.sleep(1)
+        assert (await template_of(stage)).status.warm == 1
+
+    on_stage(test, settings=WARM)
+
+
 def test_it_can_be_switched_off() -> None:
     async def test(stage: Stage) -> None:
         await stage.done(await order(stage))
