@@ -19,6 +19,8 @@ from shares.arms import SETTLE_S, Arms
 from shares.guests import fleet, run
 from shares.measure import SAMPLE_S, Asked, Floats, Guest, Sampled, entitled, followed, jain, moving, sample, worst
 
+TRIM_S = 10.0
+"""Until a quota is trimmed to what its guest really has."""
 HALF = "wave 3000 3000"
 
 
@@ -142,7 +144,7 @@ def caps(platform: Platform, extent: Extent) -> Table:
             limits = [low, 100 - low]
             for guest, limit in zip(guests, limits, strict=True):
                 platform.run("vm", "set", guest.id, f"cpu.limit={limit}%")
-            time.sleep(SETTLE_S)
+            time.sleep(TRIM_S)
             found = np.array(
                 [sample(guests, extent.seconds).run.sum(axis=0) / extent.seconds for _ in range(extent.runs)]
             )
