@@ -113,7 +113,7 @@ class Steering:
 
     def release(self, vms: list[Watched]) -> None:
         """Let every thread run anywhere; weights stay, they are fair by themselves."""
-        self._anywhere = False
+        self._anywhere, self._packed = False, None
         self._nobody_waits(vms)
         for vm in vms:
             for number in range(len(vm.core)):
