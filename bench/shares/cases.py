@@ -19,7 +19,7 @@ from shares.arms import SETTLE_S, Arms
 from shares.guests import fleet, run
 from shares.measure import SAMPLE_S, Asked, Floats, Guest, Sampled, entitled, followed, jain, moving, sample, worst
 
-TRIM_S = 10.0
+TRIM_S = 20.0
 """Until a quota is trimmed to what its guest really has."""
 HALF = "wave 3000 3000"
 

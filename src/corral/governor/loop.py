@@ -38,10 +38,12 @@ DROWSY, NOTICED_S = 0.1, 0.04
 """One that was hungry and is busy for less of the time, or was not and wants a whole core, is noticed after so long."""
 LEAST_CAP = 0.01
 """Cores. No cap is lower, whatever a project's limit leaves: a guest must be able to shut down."""
-TRIM, MOST_TRIM, MOST_SHORT = 0.1, 0.03, 0.1
+TRIM, MOST_TRIM, MOST_SHORT = 0.03, 0.03, 0.1
 """The kernel hands out less than a quota, since CPUs keep what they do not use. At each look a quota is raised by the
 first part of what was missing, by no more than the second in all; what is missing beyond the third has other reasons.
 """
+TRIM_STEP = 0.005
+"""Each write of a quota gives its VM a new one at once: ten a second made 10 % of it."""
 HEADROOM = 1.1
 """What a thread that is not hungry may want next: what it used and a tenth."""
 CREDIT_S = 1.0
@@ -278,7 +280,9 @@ class Governor:
         if vm.plan.project in limited:
             most = min(most, vm.grant.entitled if any(vm.hungry) else vm.grant.granted)
         vm.cap = max(LEAST_CAP, ramp(vm.cap, most, whole, CPU_STEPS))
-        return vm.cap * (1.0 + round(vm.trim, 3)) if vm.cap < whole else None
+        if abs(vm.trim - vm.trimmed) >= TRIM_STEP:
+            vm.trimmed = vm.trim
+        return vm.cap * (1.0 + vm.trimmed) if vm.cap < whole else None
 
     def _pause(self) -> float:
         hungry = sum(sum(vm.hungry) for vm in self._vms.values())
