@@ -65,8 +65,8 @@ class Watched:
         """Cores that it can have at most right now; its CPUs: no cap."""
         self.trim = 0.0
         """Part by which its quota should be higher than its cap, so that it has what its cap says."""
-        self.trimmed = 0.0
-        """Part by which it is."""
+        self.quota = 0.0
+        """Cores: what it was given last, with a cap below its CPUs."""
         self.grant = Grant(0.0, 0.0)
         self.decided = (used, times, throttled)
         """The counters at the last decision."""
