@@ -218,9 +218,9 @@ def asleep_until_asked(debian: Platform, fork: str) -> None:
     active = f"systemctl is-active {units}; exit 0"
     assert debian.text("exec", fork, "--", "sh", "-c", active).split() == ["inactive"] * 3
     assert debian.text("exec", "web", "--", "sh", "-c", active).split() == ["active", "active", "inactive"]
-    found = debian.text(
-        "exec", fork, "--", "sh", "-c", "networkctl --no-legend list; resolvectl status >/dev/null; echo $?"
-    )
+    called = "org.freedesktop.network1 /org/freedesktop/network1 org.freedesktop.network1.Manager ListLinks"
+    asked = f"busctl call {called} >/dev/null && resolvectl status >/dev/null && networkctl --no-legend list; echo $?"
+    found = debian.text("exec", fork, "--", "sh", "-c", asked)
     assert ("unmanaged" in found, found.split()[-1]) == (True, "0"), found
     assert debian.text("exec", fork, "--", "sh", "-c", active).split() == ["active", "active", "inactive"]
     assert debian.text("exec", fork, "--", "cat", "/etc/resolv.conf") == "nameserver 10.0.2.3\n"
