@@ -40,6 +40,8 @@ class Host:
     """The kernel gives this guest a third of its part only, while others have weight on its core."""
     lost: float = 0.0
     """Part of each quota that is not handed out."""
+    blocked: bool = False
+    """Who weighs next to nothing does not even wait for a core, but for another thread of its own."""
     quotas: int = 0
     guardian: bool = True
     guarded: dict[str, float] = field(default_factory=dict)
@@ -56,7 +58,7 @@ class Host:
                     got = SLICE_S * min(part, guest.cap * (1.0 - self.lost) if guest.cap is not None else 1.0)
                     guest.throttled += SLICE_S * part - got
                     guest.used += got
-                    guest.wait += SLICE_S - got
+                    guest.wait += 0.0 if self.blocked and guest.weight < 0.01 else SLICE_S - got
             self.time += SLICE_S
 
     def counted(self, guest: Guest) -> float:
@@ -84,7 +86,8 @@ class Host:
         return [Times(self.guests[id].used, self.guests[id].wait)]
 
     def runnable(self, id: str, thread: int) -> bool:
-        return self.guests[id].busy
+        guest = self.guests[id]
+        return guest.busy and not (self.blocked and guest.weight < 0.01)
 
     def pin(self, id: str, thread: int, cpu: int | None) -> None:
         self.guests[id].core, self.moves = cpu, self.moves + 1
@@ -190,6 +193,16 @@ def test_an_owner_that_falls_asleep_leaves_its_core_to_the_others_at_once() -> N
     owner.busy = True
     go(host, governor, 1.0)
     assert list(go(host, governor, 5.0).values()) == pytest.approx([2 / 3] * 3, rel=0.02)
+
+
+@pytest.mark.parametrize("weights", [(1, 1, 1), (1, 1, 2, 3)])
+def test_who_is_blocked_while_it_waits_is_not_taken_for_asleep(weights: tuple[int, ...]) -> None:
+    host, governor = governed(*(vm(f"v{n}", weight=100.0 * w) for n, w in enumerate(weights)))
+    host.blocked = True
+    go(host, governor, 2.0)
+    used = go(host, governor, 10.0)
+    for id, weight in zip(used, weights, strict=True):
+        assert used[id] == pytest.approx(2 * weight / sum(weights), rel=0.01)
 
 
 def test_who_falls_asleep_or_wakes_up_where_weights_divide_is_noticed_within_a_tenth_of_a_second() -> None:

@@ -212,11 +212,18 @@ class Governor:
             self._weigh(vm)
 
     def _noticed(self, since: float) -> bool:
-        """Whether somebody fell asleep or woke up in the middle of two looks. Who is hungry is known then."""
+        """Whether somebody fell asleep or woke up in the middle of two looks. Who is hungry is known then.
+
+        Who waits for a turn is not judged, here or at looks: it may be blocked by another thread of its own VM that
+        waits too, and what it owes or is owed would be forgotten. Should it sleep, its turn will show that.
+        """
         found = False
         for vm in self._vms.values():
             for number, (hungry, busy) in enumerate(zip(vm.hungry, vm.busy, strict=True)):
-                unlike = busy < DROWSY and not self._hands.runnable(vm.plan.id, number) if hungry else busy >= HUNGRY
+                if hungry:
+                    unlike = not vm.waits and busy < DROWSY and not self._hands.runnable(vm.plan.id, number)
+                else:
+                    unlike = busy >= HUNGRY
                 vm.unlike[number] = vm.unlike[number] + since if unlike else 0.0
                 if vm.unlike[number] < NOTICED_S:
                     continue
@@ -244,7 +251,8 @@ class Governor:
                 run, wait = (now.run - then.run) / since, (now.wait - then.wait) / since
                 eager = run + wait >= HUNGRY or wait > WAITING or held
                 # The kernel counts a wait when it ends: one that is longer than this look has left no trace yet.
-                vm.hungry[number] = eager or (vm.hungry[number] and self._hands.runnable(vm.plan.id, number))
+                still = vm.hungry[number] and (vm.waits or self._hands.runnable(vm.plan.id, number))
+                vm.hungry[number] = eager or still
                 demand += 1.0 if vm.hungry[number] else min(1.0, HEADROOM * (run + wait))
             vm.demand = demand
 

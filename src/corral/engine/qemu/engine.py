@@ -50,8 +50,8 @@ from corral.runtime import Runtime, process
 from corral.runtime.process import boot_id
 
 log = structlog.get_logger("engine")
-START_DEADLINE = 15.0
-"""From exec to QMP's greeting: 20 ms when the host is idle, seconds when it is overloaded."""
+START_DEADLINE = 60.0
+"""From exec to QMP's greeting: 20 ms on an idle host; 15 s were exceeded on one that wrote gigabytes meanwhile."""
 
 
 class QemuEngine:
@@ -226,6 +226,7 @@ class QemuEngine:
                 await self._rt.faults.at("engine.fork.loaded")
         except Unavailable as error:
             # It may be about to end: its socket closes a moment before the process is gone.
+            doing = made.doing()
             try:
                 async with asyncio.timeout(1.0):
                     await made.gone.wait()
@@ -235,7 +236,7 @@ class QemuEngine:
             await self._forget(made)
             if "host forwarding rule" in words:
                 raise Refused(words.splitlines()[-1], code="in-use", field="ports") from error
-            last = words.splitlines()[-1] if words else error.message
+            last = words.splitlines()[-1] if words else f"{error.message}; its process {doing}"
             raise CorralError(f"QEMU did not start: {last}", code="engine", last_words=words) from error
         return await made.sight()
 

@@ -49,6 +49,10 @@ _EVENTS = {
     "GUEST_PANICKED": "panic",
     "BLOCK_IO_ERROR": "disk-error",
 }
+_DOING = {
+    "R": "wants CPU time", "S": "sleeps", "D": "waits for a disk or the kernel", "T": "is stopped by a signal",
+}  # fmt: skip
+"""By its state in /proc."""
 
 
 class QemuMachine:
@@ -169,6 +173,11 @@ class QemuMachine:
                     await self._rt.clock.sleep(_LOADING)
         except Unavailable as error:
             raise Unavailable(error.message, code="unresponsive") from error
+
+    def doing(self) -> str:
+        """What its process does at this moment, for people."""
+        now = process.stat(self.record.pid) if self.record.pid is not None else None
+        return _DOING.get(now.state, f"is in state {now.state}") if now is not None else "is gone"
 
     def _on_event(self, name: str, data: dict[str, Any]) -> None:
         kind, message = _EVENTS[name], str(data.get("reason") or data.get("action") or name.lower())
