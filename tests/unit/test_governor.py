@@ -243,6 +243,15 @@ def test_nobody_waits_for_a_turn_when_nobody_would_put_it_right() -> None:
     assert list(used.values()) == pytest.approx([2 / 3] * 3, rel=0.01)
 
 
+def test_nobody_goes_on_waiting_when_who_would_put_it_right_is_gone() -> None:
+    host, governor = governed(vm("a"), vm("b"), vm("c"))
+    go(host, governor, 2.0)
+    assert min(guest.weight for guest in host.guests.values()) < 0.01
+    host.guardian = False
+    go(host, governor, 2.0)
+    assert min(guest.weight for guest in host.guests.values()) > 0.3
+
+
 def test_nobody_is_bound_while_there_is_enough() -> None:
     host, governor = governed(vm("a"), vm("b"))
     go(host, governor, 3.0)

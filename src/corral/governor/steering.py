@@ -190,14 +190,13 @@ class Steering:
 
     def _nobody_waits(self, vms: list[Watched]) -> None:
         self.by_turns = False
-        if self._guarded_at is None:
-            return
         for vm in vms:
             if vm.waits:
                 vm.waits = False
                 self._weigh(vm)
-        self._guarded_at = None
-        self._hands.relieve()
+        if self._guarded_at is not None:
+            self._guarded_at = None
+            self._hands.relieve()
 
     def _settled(self, threads: Few) -> list[int]:
         entitled, _, core, siblings = map(np.array, threads)
