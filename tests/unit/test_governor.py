@@ -37,7 +37,8 @@ class Host:
     others: list[float] = field(default_factory=lambda: [0.0, 0.0])
     """Part of each core that other programs take."""
     forgetful: str = ""
-    """The kernel gives this guest a third of its part only, while others have weight on its core."""
+    """The kernel gives this guest a part of its part only, while others have weight on its core."""
+    remembered: float = 1 / 3
     lost: float = 0.0
     """Part of each quota that is not handed out."""
     blocked: bool = False
@@ -57,12 +58,16 @@ class Host:
                     part = self.counted(guest) / total * (1.0 - self.others[core])
                     got = SLICE_S * min(part, guest.cap * (1.0 - self.lost) if guest.cap is not None else 1.0)
                     guest.throttled += SLICE_S * part - got
+                    if guest.cap is None:  # what those with a cap leave is not lost
+                        got += SLICE_S * sum(
+                            max(0.0, self.counted(g) / total * (1.0 - self.others[core]) - (g.cap or 1.0)) for g in here
+                        ) / sum(g.cap is None for g in here)  # fmt: skip
                     guest.used += got
                     guest.wait += 0.0 if self.blocked and guest.weight < 0.01 else SLICE_S - got
             self.time += SLICE_S
 
     def counted(self, guest: Guest) -> float:
-        return guest.weight * (1 / 3 if guest is self.guests.get(self.forgetful) else 1)
+        return guest.weight * (self.remembered if guest is self.guests.get(self.forgetful) else 1)
 
     def place(self, number: int, guest: Guest) -> int:
         return number % 2 if guest.core is None else guest.core
@@ -179,6 +184,16 @@ def test_a_core_that_is_not_divided_by_weight_is_divided_by_turns() -> None:
     before = {id: guest.used for id, guest in host.guests.items()}
     go(host, governor, 1.0)
     assert host.guests["v0"].used - before["v0"] == pytest.approx(0.2, abs=0.02)
+
+
+def test_nobody_starves_where_weights_and_turns_are_no_help() -> None:
+    host, governor = governed(vm("v0"), vm("v1"), vm("v2", weight=200.0))
+    host.guardian, host.forgetful, host.remembered = False, "v0", 1e-6
+    go(host, governor, 3.0)
+    assert go(host, governor, 10.0)["v0"] == pytest.approx(0.5, rel=0.1)
+    host.forgetful = ""
+    go(host, governor, 3.0)
+    assert {guest.cap for guest in host.guests.values()} == {None}
 
 
 def test_an_owner_that_falls_asleep_leaves_its_core_to_the_others_at_once() -> None:

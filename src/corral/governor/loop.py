@@ -46,6 +46,10 @@ QUOTA_STEP = 0.008
 """A change of a quota by less than this part is not worth it: each write gives its VM a new quota at once, so that ten
 a second were measured to give it 14 % more than its cap. What writes that are worth it give is taken back by trimming.
 """
+OVERDRAWN_S, PAID_S, PAYING = 0.3, 0.1, 0.8
+"""Who had so much more than its share, seconds, is held to this part of it by a quota until it owes less than the
+second. Where a VM has threads on several cores the kernel can starve those beside it for seconds, whatever they weigh.
+"""
 HEADROOM = 1.1
 """What a thread that is not hungry may want next: what it used and a tenth."""
 CREDIT_S = 1.0
@@ -290,12 +294,13 @@ class Governor:
         if vm.plan.project in limited:
             most = min(most, vm.grant.entitled if any(vm.hungry) else vm.grant.granted)
         vm.cap = max(LEAST_CAP, ramp(vm.cap, most, whole, CPU_STEPS))
-        if vm.cap >= whole:
-            return None
         quota = vm.cap * (1.0 + vm.trim)
         if abs(quota - vm.quota) > QUOTA_STEP * vm.quota:
             vm.quota = quota
-        return vm.quota
+        vm.held_back = self._steering and any(vm.hungry) and vm.credit < -(PAID_S if vm.held_back else OVERDRAWN_S)
+        if vm.held_back:
+            return max(LEAST_CAP, min(vm.quota, round(PAYING * vm.grant.entitled, 2)))
+        return vm.quota if vm.cap < whole else None
 
     def _pause(self) -> float:
         hungry = sum(sum(vm.hungry) for vm in self._vms.values())

@@ -67,6 +67,8 @@ class Watched:
         """Part by which its quota should be higher than its cap, so that it has what its cap says."""
         self.quota = 0.0
         """Cores: what it was given last, with a cap below its CPUs."""
+        self.held_back = False
+        """It had far more than its share, and has a quota until that is made up for."""
         self.grant = Grant(0.0, 0.0)
         self.decided = (used, times, throttled)
         """The counters at the last decision."""
