@@ -147,7 +147,8 @@ class _Vm:
         file = groups.weight_file(plan.id) if groups is not None else None
         self.knob = Knob(file) if file is not None else None
         self.weight: float | None = None
-        self.cap: float | None = None
+        self.cap: float | None = math.nan
+        """Not known before it is written: an earlier governor may have left one."""
         self.nice = 0
         self.process = ProcessClock(plan.pid)
         self.threads = [ThreadClock(plan.pid, tid) for tid in plan.threads]
